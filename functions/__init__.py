@@ -1,0 +1,1 @@
+"""What can run: manifests, functions, versions, artifacts, secrets."""

@@ -1,0 +1,1 @@
+"""One module a resource; each parses, calls a lower layer and answers."""

@@ -1,0 +1,1 @@
+"""The `rgrid` command: one module a group of commands."""

@@ -1,0 +1,89 @@
+"""Every ``RGRID_*`` variable of the control plane: type, unit, default, and what must agree with what.
+
+Only the entry points read this; everything below them is handed what it needs. ``docs/reference/settings.md`` is
+made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="RGRID_", extra="ignore", hide_input_in_errors=True)
+
+    # Where things are
+    database_url: SecretStr = Field(description="PostgreSQL 14 to 18, as a postgresql:// URL.")
+    s3_endpoint: str = Field(description="URL of the S3 API that this process calls.")
+    s3_public_endpoint: str | None = Field(
+        None, description="URL of the same store as users and nodes reach it; presigned links name it. Default: s3_endpoint."
+    )
+    s3_region: str = Field("us-east-1", description="Region named in S3 signatures.")
+    s3_bucket: str = Field("rgrid", description="Bucket of artifacts; made at start if it is missing.")
+    s3_access_key_id: str = Field(description="S3 access key.")
+    s3_secret_access_key: SecretStr = Field(description="S3 secret key.")
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
+    public_url: str | None = Field(
+        None, description="The gateway's URL as users and nodes reach it. Default: http://host:port."
+    )
+
+    # Who may ask
+    secret_key: SecretStr = Field(
+        description="Fernet key (32 bytes, URL-safe base64) that seals secrets at rest. Several, comma-separated: the "
+        "first seals, all open."
+    )
+    bootstrap_key: SecretStr | None = Field(
+        None, description="The first admin key of project default: any string of at least 24 visible ASCII characters."
+    )
+
+    # The queue
+    lease_s: float = Field(20, gt=0, le=3600, description="Seconds a node may stay silent before its jobs run elsewhere.")
+    heartbeat_s: float = Field(3, gt=0, le=600, description="Seconds between a node's heartbeats.")
+    poll_s: float = Field(1, gt=0, le=60, description="Seconds between looks at the queue when no hint arrives.")
+    max_losses: int = Field(5, ge=0, le=100, description="Nodes that a job may lose before it fails with node_lost.")
+    slot_memory: Annotated[int, Field(gt=0)] = Field(
+        2 * 1024**3, description="Bytes of memory of one slot; a job that wants more takes several slots."
+    )
+    max_slots: int = Field(2, ge=1, le=1024, description="Slots of the largest node; a job that needs more is refused.")
+
+    # Callbacks and inputs
+    callback_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="CIDRs or host names, comma-separated, that callbacks may reach although they are private. "
+        "Development only."
+    )
+
+    # Links
+    link_s: int = Field(900, ge=5, le=604800, description="Seconds that a presigned link works.")
+    upload_s: int = Field(3600, ge=5, le=604800, description="Seconds that a node has for one upload.")
+
+    @field_validator("callback_allow", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("bootstrap_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        text = value.get_secret_value()
+        if len(text) < 24 or not all(33 <= ord(c) <= 126 for c in text):
+            raise ValueError("needs at least 24 visible ASCII characters without spaces")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.lease_s < 3 * self.heartbeat_s:
+            raise ValueError("RGRID_LEASE_S must be at least three times RGRID_HEARTBEAT_S, or one lost packet loses a job")
+        return self
+
+    @property
+    def base_url(self) -> str:
+        """The gateway's address for links, without a trailing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")

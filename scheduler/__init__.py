@@ -1,0 +1,1 @@
+"""When it runs: jobs, queue, leases, retries, callbacks and their deliveries."""
