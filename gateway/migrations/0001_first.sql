@@ -157,6 +157,7 @@ CREATE TABLE outcomes (
     status      text NOT NULL CHECK (status IN ('succeeded', 'failed', 'timed_out', 'cancelled', 'expired')),
     attempt     int NOT NULL CHECK (attempt >= 0),
     losses      int NOT NULL CHECK (losses BETWEEN 0 AND attempt),
+    token       uuid,                             -- of the lease that reported it: a repeated report is known by it
     exit_code   int,
     error       json,
     result      json,
@@ -180,6 +181,7 @@ CREATE TABLE job_attempts (
     job_id     uuid NOT NULL,
     attempt    int NOT NULL CHECK (attempt >= 1),
     project_id bigint NOT NULL,
+    token      uuid NOT NULL,
     node_id    uuid NOT NULL,
     exit_code  int,
     error      json NOT NULL,
