@@ -1,0 +1,583 @@
+"""The hot path: enqueue, claim, heartbeat, finish, retry, release, promote, cancel — one statement each, over arrays.
+
+Owns ``jobs`` (written once), ``ready_jobs``, ``waiting_jobs``, ``leases``, ``outcomes``, ``job_attempts``,
+``idempotency_keys``, ``pool_clocks`` and ``flows``. A job that is not finished stands in exactly one of ready_jobs,
+waiting_jobs and leases. Claim order is start-time fair queuing: a job's virtual time is given when it becomes
+claimable, so that a project that floods its account delays the others by one job, not by its backlog.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from functions.db import Connection
+from functions.ids import FunctionId, JobId, MessageId, NodeId, ProjectId, VersionId
+
+ENQUEUE_JOBS = """
+-- enqueue_jobs
+WITH input AS (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+        $9::uuid[], $10::text[], $11::int[], $12::interval[], $13::text[], $14::bytea[]
+    ) WITH ORDINALITY AS i (
+        job_id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
+        retried_from, traceparent, cls, delay, key, body_hash, ord)
+), keyed AS (
+    INSERT INTO idempotency_keys (project_id, function_id, key, body_hash, job_id, expires_at)
+    SELECT project_id, function_id, key, body_hash, job_id, now() + interval '24 hours' FROM input
+     WHERE key IS NOT NULL
+    ON CONFLICT DO NOTHING
+    RETURNING job_id
+), accepted AS (
+    SELECT * FROM input WHERE key IS NULL OR job_id IN (SELECT job_id FROM keyed)
+), written AS (
+    INSERT INTO jobs (id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
+                      retried_from, traceparent)
+    SELECT job_id, project_id, function_id, version_id, trigger::json, params::json, callback_url,
+           string_to_array(callback_events, ','), retried_from, traceparent
+      FROM accepted
+), tagged AS (
+    SELECT a.job_id, a.project_id, a.cls, flows.pool,
+           greatest(flows.f, pool_clocks.v)
+           + row_number() OVER (PARTITION BY a.project_id ORDER BY a.ord) / flows.weight AS vt
+      FROM accepted a
+      JOIN flows ON flows.project_id = a.project_id
+      JOIN pool_clocks ON pool_clocks.pool = flows.pool
+     WHERE a.delay IS NULL
+), free AS (
+    -- Skipping a locked flow costs a little fairness among requests of one instant; waiting for it costs 3 x the rate.
+    SELECT project_id FROM flows WHERE project_id = ANY ($2) FOR NO KEY UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE flows SET f = greatest(flows.f, top.vt)
+      FROM (SELECT project_id, max(vt) AS vt FROM tagged GROUP BY project_id) top
+     WHERE flows.project_id = top.project_id AND flows.project_id IN (SELECT project_id FROM free)
+), queued AS (
+    INSERT INTO ready_jobs (job_id, vt, pool, project_id, cls, attempt, losses)
+    SELECT job_id, vt, pool, project_id, cls, 0, 0 FROM tagged
+), delayed AS (
+    INSERT INTO waiting_jobs (job_id, pool, project_id, cls, attempt, losses, stage, due_at)
+    SELECT a.job_id, flows.pool, a.project_id, a.cls, 0, 0, 'delayed', now() + a.delay
+      FROM accepted a JOIN flows ON flows.project_id = a.project_id
+     WHERE a.delay IS NOT NULL
+)
+SELECT job_id FROM accepted
+"""
+
+FIND_IDEMPOTENT = """
+-- find_idempotent
+SELECT job_id, body_hash, expires_at <= now() AS expired FROM idempotency_keys
+ WHERE project_id = $1 AND function_id = $2 AND key = $3
+"""
+
+FORGET_IDEMPOTENT = """
+-- forget_idempotent
+DELETE FROM idempotency_keys WHERE project_id = $1 AND function_id = $2 AND key = $3 AND expires_at <= now()
+"""
+
+CLAIM_JOBS = """
+-- claim_jobs
+WITH alive AS (
+    SELECT 1 FROM nodes WHERE id = $1 AND state = 'ready'
+), patient AS (
+    -- A job too large for what is free would starve behind small ones: once it has waited long enough at the head of
+    -- its class, the node takes nothing until it fits.
+    SELECT 1 FROM unnest($2::bigint[]) p (pool) CROSS JOIN generate_series($3::int + 1, $4::int) c (cls)
+     CROSS JOIN LATERAL (
+        SELECT queued_at FROM ready_jobs
+         WHERE pool = p.pool AND lane = 0 AND ready_jobs.cls = c.cls
+         ORDER BY vt, job_id LIMIT 1) head
+     WHERE head.queued_at < now() - $6::interval
+), head AS (
+    SELECT r.* FROM unnest($2::bigint[]) p (pool) CROSS JOIN generate_series(1, $7::int) c (cls)
+     CROSS JOIN LATERAL (
+        SELECT job_id, vt, ready_jobs.cls AS size FROM ready_jobs
+         WHERE pool = p.pool AND lane = 0 AND ready_jobs.cls = c.cls
+         ORDER BY vt, job_id LIMIT $3
+           FOR UPDATE SKIP LOCKED) r
+     WHERE EXISTS (SELECT 1 FROM alive) AND NOT EXISTS (SELECT 1 FROM patient)
+), picked AS (
+    SELECT job_id, sum(size) OVER (ORDER BY vt, job_id ROWS UNBOUNDED PRECEDING) AS used FROM head
+), taken AS (
+    DELETE FROM ready_jobs USING picked
+     WHERE ready_jobs.job_id = picked.job_id AND picked.used <= $3
+    RETURNING ready_jobs.*
+), leased AS (
+    INSERT INTO leases (job_id, token, node_id, pool, project_id, lane, cls, attempt, losses, queued_at, expires_at)
+    SELECT job_id, gen_random_uuid(), $1, pool, project_id, lane, cls, attempt + 1, losses, queued_at,
+           now() + $5::interval
+      FROM taken
+    RETURNING job_id, token, attempt, cls
+)
+SELECT leased.job_id, leased.token, leased.attempt, leased.cls AS slots, taken.vt, taken.pool,
+       jobs.project_id, jobs.function_id, jobs.version_id, jobs.trigger, jobs.params
+  FROM leased JOIN taken ON taken.job_id = leased.job_id JOIN jobs ON jobs.id = leased.job_id
+"""
+
+ADVANCE_CLOCK = """
+-- advance_clock
+UPDATE pool_clocks SET v = $2 WHERE pool = $1 AND v < $2
+"""
+
+HEARTBEAT = """
+-- heartbeat
+WITH seen AS (
+    UPDATE nodes SET last_seen_at = now() WHERE id = $1 AND state <> 'gone'
+)
+UPDATE leases SET expires_at = now() + $2::interval, progress = r.progress, timeline = r.timeline::json
+  FROM unnest($3::uuid[], $4::uuid[], $5::real[], $6::text[]) r (job_id, token, progress, timeline)
+ WHERE leases.job_id = r.job_id AND leases.token = r.token AND leases.node_id = $1
+RETURNING leases.job_id, leases.cancel_requested
+"""
+
+HELD = """
+-- held_leases
+SELECT leases.job_id, leases.project_id, leases.attempt, leases.losses, leases.cancel_requested,
+       jobs.version_id, jobs.callback_url, jobs.callback_events
+  FROM leases JOIN jobs ON jobs.id = leases.job_id
+ WHERE leases.job_id = $1 AND leases.token = $2 AND leases.node_id = $3
+"""
+
+FINISH_JOBS = """
+-- finish_jobs
+WITH report AS (
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[])
+        r (job_id, token, status, exit_code, error, result, timeline, rejected)
+), held AS (
+    DELETE FROM leases USING report
+     WHERE leases.job_id = report.job_id AND leases.token = report.token
+    RETURNING leases.*
+), ended AS (
+    INSERT INTO outcomes (job_id, project_id, status, attempt, losses, token, exit_code, error, result, node_id,
+                          queued_at, leased_at, timeline, rejected)
+    SELECT held.job_id, held.project_id, r.status, held.attempt, held.losses, held.token, r.exit_code, r.error::json,
+           r.result::json, held.node_id, held.queued_at, held.leased_at, r.timeline::json, r.rejected::json
+      FROM held JOIN report r ON r.job_id = held.job_id
+), told AS (
+    INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
+    SELECT d.id, held.project_id, d.job_id, d.type, d.url, d.endpoint
+      FROM unnest($9::uuid[], $10::uuid[], $11::text[], $12::text[], $13::text[]) d (id, job_id, type, url, endpoint)
+      JOIN held ON held.job_id = d.job_id
+)
+SELECT job_id FROM held
+"""
+
+RETRY_JOBS = """
+-- retry_jobs
+WITH report AS (
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::interval[])
+        r (job_id, token, exit_code, error, timeline, delay)
+), held AS (
+    DELETE FROM leases USING report
+     WHERE leases.job_id = report.job_id AND leases.token = report.token
+    RETURNING leases.*
+), noted AS (
+    INSERT INTO job_attempts (job_id, attempt, project_id, token, node_id, exit_code, error, queued_at, leased_at,
+                              next_at, timeline)
+    SELECT held.job_id, held.attempt, held.project_id, held.token, held.node_id, r.exit_code, r.error::json,
+           held.queued_at, held.leased_at, now() + r.delay, r.timeline::json
+      FROM held JOIN report r ON r.job_id = held.job_id
+), waiting AS (
+    INSERT INTO waiting_jobs (job_id, pool, project_id, lane, cls, attempt, losses, stage, due_at)
+    SELECT held.job_id, held.pool, held.project_id, held.lane, held.cls, held.attempt, held.losses, 'retry',
+           now() + r.delay
+      FROM held JOIN report r ON r.job_id = held.job_id
+)
+SELECT job_id FROM held
+"""
+
+REQUEUE_JOBS = """
+-- requeue_jobs
+WITH report AS (
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[]) r (job_id, token, error)
+), held AS (
+    DELETE FROM leases USING report
+     WHERE leases.job_id = report.job_id AND leases.token = report.token AND NOT leases.cancel_requested
+    RETURNING leases.*
+), noted AS (
+    INSERT INTO job_attempts (job_id, attempt, project_id, token, node_id, error, queued_at, leased_at, next_at,
+                              timeline)
+    SELECT held.job_id, held.attempt, held.project_id, held.token, held.node_id, r.error::json, held.queued_at,
+           held.leased_at, now(), held.timeline
+      FROM held JOIN report r ON r.job_id = held.job_id
+), ready AS (
+    -- The virtual time of now: the job has had its turn in the order once, and it must not wait for the backlog again.
+    INSERT INTO ready_jobs (job_id, vt, pool, project_id, lane, cls, attempt, losses)
+    SELECT held.job_id, pool_clocks.v, held.pool, held.project_id, held.lane, held.cls, held.attempt, held.losses + 1
+      FROM held JOIN pool_clocks ON pool_clocks.pool = held.pool
+)
+SELECT job_id FROM held
+"""
+
+EXPIRED_LEASES = """
+-- expired_leases
+SELECT leases.job_id, leases.token, leases.project_id, leases.node_id, leases.attempt, leases.losses,
+       leases.cancel_requested, leases.timeline,
+       (SELECT count(*) FROM job_attempts
+         WHERE job_attempts.job_id = leases.job_id AND error ->> 'code' = 'node_lost') AS lost_before
+  FROM leases WHERE expires_at < now() ORDER BY expires_at LIMIT $1
+   FOR UPDATE SKIP LOCKED
+"""
+
+PROMOTE_JOBS = """
+-- promote_jobs
+WITH due AS (
+    SELECT job_id FROM waiting_jobs WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), moved AS (
+    DELETE FROM waiting_jobs USING due WHERE waiting_jobs.job_id = due.job_id RETURNING waiting_jobs.*
+), tagged AS (
+    SELECT m.*, greatest(flows.f, pool_clocks.v)
+           + row_number() OVER (PARTITION BY m.project_id ORDER BY m.due_at, m.job_id) / flows.weight AS vt
+      FROM moved m
+      JOIN flows ON flows.project_id = m.project_id
+      JOIN pool_clocks ON pool_clocks.pool = m.pool
+), top AS (
+    SELECT project_id, max(vt) AS vt FROM tagged GROUP BY project_id
+), free AS (
+    SELECT project_id FROM flows WHERE project_id IN (SELECT project_id FROM top) FOR NO KEY UPDATE SKIP LOCKED
+), pushed AS (
+    UPDATE flows SET f = greatest(flows.f, top.vt) FROM top
+     WHERE flows.project_id = top.project_id AND flows.project_id IN (SELECT project_id FROM free)
+)
+INSERT INTO ready_jobs (job_id, vt, pool, project_id, lane, cls, attempt, losses)
+SELECT job_id, vt, pool, project_id, lane, cls, attempt, losses FROM tagged
+RETURNING job_id
+"""
+
+CANCEL_JOBS = """
+-- cancel_jobs
+WITH ready AS (
+    DELETE FROM ready_jobs WHERE job_id = ANY ($2) AND project_id = $1 RETURNING job_id, attempt, losses, queued_at
+), waiting AS (
+    DELETE FROM waiting_jobs WHERE job_id = ANY ($2) AND project_id = $1 RETURNING job_id, attempt, losses
+), leased AS (
+    UPDATE leases SET cancel_requested = true WHERE job_id = ANY ($2) AND project_id = $1 RETURNING job_id
+)
+SELECT job_id, attempt, losses, queued_at, false AS leased FROM ready
+UNION ALL SELECT job_id, attempt, losses, NULL, false FROM waiting
+UNION ALL SELECT job_id, 0, 0, NULL, true FROM leased
+"""
+
+END_UNLEASED = """
+-- end_unleased
+WITH ended AS (
+    INSERT INTO outcomes (job_id, project_id, status, attempt, losses, error, queued_at)
+    SELECT e.job_id, $1, $2, e.attempt, e.losses, $3::json, e.queued_at
+      FROM unnest($4::uuid[], $5::int[], $6::int[], $7::timestamptz[]) e (job_id, attempt, losses, queued_at)
+)
+INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
+SELECT d.id, $1, d.job_id, d.type, d.url, d.endpoint
+  FROM unnest($8::uuid[], $9::uuid[], $10::text[], $11::text[], $12::text[]) d (id, job_id, type, url, endpoint)
+"""
+
+UNFINISHED_OF_FUNCTION = """
+-- unfinished_of_function
+SELECT ready_jobs.job_id FROM ready_jobs JOIN jobs ON jobs.id = ready_jobs.job_id
+ WHERE ready_jobs.project_id = $1 AND jobs.function_id = $2
+UNION ALL
+SELECT waiting_jobs.job_id FROM waiting_jobs JOIN jobs ON jobs.id = waiting_jobs.job_id
+ WHERE waiting_jobs.project_id = $1 AND jobs.function_id = $2
+"""
+
+FORGET_KEYS = """
+-- forget_keys
+DELETE FROM idempotency_keys WHERE (project_id, function_id, key) IN (
+    SELECT project_id, function_id, key FROM idempotency_keys
+     WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """One job as it goes into the queue. ``trigger`` and ``params`` are JSON text; ``delay`` None is now."""
+
+    id: JobId
+    project_id: ProjectId
+    function_id: FunctionId
+    version_id: VersionId
+    trigger: str
+    params: str
+    slots: int
+    callback_url: str | None = None
+    callback_events: tuple[str, ...] | None = None
+    retried_from: JobId | None = None
+    traceparent: str | None = None
+    delay: timedelta | None = None
+    idempotency_key: str | None = None
+    body_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A lease as the queue gives it. ``trigger`` and ``params`` are JSON text; ``slots`` is what it fills."""
+
+    job_id: JobId
+    token: UUID
+    attempt: int
+    slots: int
+    project_id: ProjectId
+    function_id: FunctionId | None
+    version_id: VersionId
+    trigger: str
+    params: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that its node still holds, with what decides about its end."""
+
+    job_id: JobId
+    project_id: ProjectId
+    attempt: int
+    losses: int
+    cancel_requested: bool
+    version_id: VersionId
+    callback_url: str | None
+    callback_events: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a leased attempt ended for good. ``result`` is JSON text."""
+
+    job_id: JobId
+    token: UUID
+    status: str
+    exit_code: int | None = None
+    error: Mapping[str, Any] | None = None
+    result: str | None = None
+    timeline: Mapping[str, int] | None = None
+    rejected: Sequence[Mapping[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """One event for one endpoint, written with what it tells of."""
+
+    id: MessageId
+    job_id: JobId
+    type: str
+    url: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    job_id: JobId
+    token: UUID
+    project_id: ProjectId
+    node_id: NodeId
+    attempt: int
+    losses: int
+    cancel_requested: bool
+    timeline: str
+    lost_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unleased:
+    """A job that a cancel took out before it was leased; ``queued_at`` None if it was not claimable."""
+
+    job_id: JobId
+    attempt: int
+    losses: int
+    queued_at: datetime | None
+
+
+class VirtualClocks:
+    """Moves each pool's virtual clock to what is being served, at most ten times a second: a write in every claim would
+    make all claimers of an account wait for one row."""
+
+    def __init__(self, interval_s: float = 0.1) -> None:
+        self._interval_s = interval_s
+        self._written: dict[int, float] = {}
+
+    async def saw(self, conn: Connection, pool: int, vt: float) -> None:
+        now = time.monotonic()
+        if now - self._written.get(pool, -self._interval_s) >= self._interval_s:
+            self._written[pool] = now
+            await conn.execute(ADVANCE_CLOCK, pool, vt)
+
+
+async def enqueue(conn: Connection, jobs: Sequence[NewJob]) -> set[JobId]:
+    """Write jobs and make them claimable (or waiting, with a delay): one statement, durable when it returns.
+
+    Returns the ids that went in. One that is missing carries an idempotency key that is in use: see ``find_idempotent``.
+    """
+    rows = await conn.fetch(
+        ENQUEUE_JOBS,
+        [job.id for job in jobs], [job.project_id for job in jobs], [job.function_id for job in jobs],
+        [job.version_id for job in jobs], [job.trigger for job in jobs], [job.params for job in jobs],
+        [job.callback_url for job in jobs],
+        [None if job.callback_events is None else ",".join(job.callback_events) for job in jobs],
+        [job.retried_from for job in jobs], [job.traceparent for job in jobs], [job.slots for job in jobs],
+        [job.delay for job in jobs], [job.idempotency_key for job in jobs], [job.body_hash for job in jobs],
+    )  # fmt: skip
+    return {row["job_id"] for row in rows}
+
+
+async def find_idempotent(conn: Connection, job: NewJob) -> tuple[JobId, bytes] | None:
+    """The job that this job's key made first, and the hash of its body; None when the key is free again."""
+    row = await conn.fetchrow(FIND_IDEMPOTENT, job.project_id, job.function_id, job.idempotency_key)
+    if row is None:
+        return None
+    if row["expired"]:
+        await conn.execute(FORGET_IDEMPOTENT, job.project_id, job.function_id, job.idempotency_key)
+        return None
+    return row["job_id"], row["body_hash"]
+
+
+async def claim(
+    conn: Connection,
+    clocks: VirtualClocks,
+    node: NodeId,
+    *,
+    pools: Sequence[int],
+    free_slots: int,
+    node_slots: int,
+    lease: timedelta,
+    patience: timedelta = timedelta(seconds=30),
+) -> list[Claimed]:
+    """Lease ready jobs to ``node`` that together fill at most ``free_slots``, fairest first; empty when none fits.
+
+    ``lease`` is how long the node may stay silent. A job that needs more slots than are free, and has waited for
+    ``patience`` at the head of its class, makes the node wait for it. A draining node gets nothing.
+    """
+    largest = min(free_slots, node_slots)
+    rows = await conn.fetch(
+        CLAIM_JOBS, node, list(pools), free_slots, node_slots, lease, patience, min(largest, MAX_CLASSES)
+    )
+    for pool in {row["pool"] for row in rows}:
+        await clocks.saw(conn, pool, max(row["vt"] for row in rows if row["pool"] == pool))
+    return [
+        Claimed(
+            row["job_id"], row["token"], row["attempt"], row["slots"], row["project_id"], row["function_id"],
+            row["version_id"], row["trigger"], row["params"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+MAX_CLASSES = 16
+"""Size classes that one claim looks at; each costs an index probe. Slots a job can ask for are bounded likewise."""
+
+
+async def heartbeat(
+    conn: Connection,
+    node: NodeId,
+    held: Sequence[tuple[JobId, UUID, float | None, Mapping[str, int]]],
+    *,
+    lease: timedelta,
+) -> dict[JobId, bool]:
+    """Renew a node's leases, noting (job, token, progress, timeline). Returns job → whether to cancel it.
+
+    A job that is not in the answer is no longer this node's.
+    """
+    rows = await conn.fetch(
+        HEARTBEAT, node, lease, [job for job, *_ in held], [token for _, token, *_ in held],
+        [progress for *_, progress, _ in held], [json.dumps(timeline) for *_, timeline in held],
+    )  # fmt: skip
+    return {row["job_id"]: row["cancel_requested"] for row in rows}
+
+
+async def find_held(conn: Connection, node: NodeId, job: JobId, token: UUID) -> Held | None:
+    """The lease of this job, if ``node`` still holds it by ``token``."""
+    row = await conn.fetchrow(HELD, job, token, node)
+    if row is None:
+        return None
+    events = row["callback_events"]
+    return Held(**{**row, "callback_events": None if events is None else tuple(events)})
+
+
+async def finish(
+    conn: Connection, endings: Sequence[Ending], deliveries: Sequence[NewDelivery] = ()
+) -> set[JobId]:
+    """Record outcomes and what they cause to be delivered: one statement. Returns the jobs whose token still held.
+
+    A job that is missing was offered to another node: its report must be refused.
+    """
+    rows = await conn.fetch(
+        FINISH_JOBS,
+        [end.job_id for end in endings], [end.token for end in endings], [end.status for end in endings],
+        [end.exit_code for end in endings], [None if end.error is None else json.dumps(end.error) for end in endings],
+        [end.result for end in endings], [json.dumps(end.timeline or {}) for end in endings],
+        [json.dumps(end.rejected) for end in endings],
+        [new.id for new in deliveries], [new.job_id for new in deliveries], [new.type for new in deliveries],
+        [new.url for new in deliveries], [new.endpoint for new in deliveries],
+    )  # fmt: skip
+    return {row["job_id"] for row in rows}
+
+
+async def retry(conn: Connection, ending: Ending, delay: timedelta) -> bool:
+    """End a leased attempt and let the job wait ``delay`` for the next one; False if the token no longer held."""
+    rows = await conn.fetch(
+        RETRY_JOBS, [ending.job_id], [ending.token], [ending.exit_code], [json.dumps(ending.error)],
+        [json.dumps(ending.timeline or {})], [delay],
+    )  # fmt: skip
+    return bool(rows)
+
+
+async def requeue(conn: Connection, leases: Sequence[tuple[JobId, UUID]], error: Mapping[str, Any]) -> set[JobId]:
+    """Make leased jobs ready again at once: their attempt counts as lost, not as one of the user's.
+
+    Jobs with a cancel pending are left alone.
+    """
+    rows = await conn.fetch(
+        REQUEUE_JOBS, [job for job, _ in leases], [token for _, token in leases], [json.dumps(error)] * len(leases)
+    )
+    return {row["job_id"] for row in rows}
+
+
+async def expired(conn: Connection, *, limit: int) -> list[Expired]:
+    """Lock and return leases that ran out. The caller owns the transaction and ends or requeues them in it."""
+    return [Expired(**row) for row in await conn.fetch(EXPIRED_LEASES, limit)]
+
+
+async def promote(conn: Connection, *, limit: int) -> int:
+    """Make due delayed and retrying jobs claimable; how many. One statement, safe beside others."""
+    return len(await conn.fetch(PROMOTE_JOBS, limit))
+
+
+async def take_out(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) -> tuple[list[Unleased], set[JobId]]:
+    """Take jobs out of the queue, to be ended in the same transaction, and ask for the leased ones to be cancelled.
+
+    Returns (taken out, leased). A job in neither is finished, or moved in this very moment: then ask again.
+    """
+    rows = await conn.fetch(CANCEL_JOBS, project, list(jobs))
+    taken = [
+        Unleased(row["job_id"], row["attempt"], row["losses"], row["queued_at"]) for row in rows if not row["leased"]
+    ]
+    return taken, {row["job_id"] for row in rows if row["leased"]}
+
+
+async def end_unleased(
+    conn: Connection,
+    project: ProjectId,
+    status: str,
+    error: Mapping[str, Any] | None,
+    jobs: Sequence[Unleased],
+    deliveries: Sequence[NewDelivery],
+) -> None:
+    """Record the outcome of jobs that ``take_out`` returned, in its transaction."""
+    await conn.execute(
+        END_UNLEASED, project, status, None if error is None else json.dumps(error),
+        [job.job_id for job in jobs], [job.attempt for job in jobs], [job.losses for job in jobs],
+        [job.queued_at for job in jobs],
+        [new.id for new in deliveries], [new.job_id for new in deliveries], [new.type for new in deliveries],
+        [new.url for new in deliveries], [new.endpoint for new in deliveries],
+    )  # fmt: skip
+
+
+async def unfinished_of(conn: Connection, project: ProjectId, function: FunctionId) -> list[JobId]:
+    """Jobs of a function that are not leased and not finished."""
+    return [row["job_id"] for row in await conn.fetch(UNFINISHED_OF_FUNCTION, project, function)]
+
+
+async def forget_keys(conn: Connection, *, limit: int) -> int:
+    """Delete idempotency keys whose day is over; how many."""
+    return int((await conn.execute(FORGET_KEYS, limit)).split()[-1])

@@ -1,0 +1,164 @@
+"""The job object, everywhere the same (PRODUCT §4): read in one statement, shown as a dict of JSON types.
+
+Reads the queue's tables, writes none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+from functions import ids
+from functions.artifacts import Artifact, outputs_of
+from functions.db import Connection, Row
+from functions.ids import JobId, ProjectId
+
+JOB_ROWS = """
+-- job_rows
+SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, jobs.batch_id, jobs.retried_from,
+       jobs.created_at, functions.name AS function, function_versions.number AS version,
+       (function_versions.manifest #>> '{spec,retry,attempts}')::int AS attempts,
+       CASE WHEN outcomes.job_id IS NOT NULL THEN outcomes.status
+            WHEN leases.job_id IS NOT NULL THEN 'running'
+            WHEN ready_jobs.job_id IS NOT NULL THEN 'queued'
+            WHEN waiting_jobs.job_id IS NOT NULL THEN 'scheduled' END AS status,
+       coalesce(outcomes.attempt, leases.attempt, ready_jobs.attempt, waiting_jobs.attempt) AS attempt,
+       coalesce(outcomes.losses, leases.losses, ready_jobs.losses, waiting_jobs.losses) AS losses,
+       coalesce(outcomes.queued_at, leases.queued_at, ready_jobs.queued_at) AS queued_at,
+       coalesce(outcomes.leased_at, leases.leased_at) AS leased_at,
+       coalesce(outcomes.node_id, leases.node_id) AS node_id,
+       coalesce(outcomes.timeline, leases.timeline) AS timeline,
+       leases.progress, waiting_jobs.due_at, outcomes.finished_at, outcomes.exit_code, outcomes.error, outcomes.result
+  FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, ord)
+  JOIN jobs ON jobs.id = wanted.id AND jobs.project_id = $1
+  JOIN function_versions ON function_versions.id = jobs.version_id
+  LEFT JOIN functions ON functions.id = jobs.function_id
+  LEFT JOIN outcomes ON outcomes.job_id = jobs.id
+  LEFT JOIN leases ON leases.job_id = jobs.id
+  LEFT JOIN ready_jobs ON ready_jobs.job_id = jobs.id
+  LEFT JOIN waiting_jobs ON waiting_jobs.job_id = jobs.id
+ ORDER BY wanted.ord
+"""
+
+
+class Links(Protocol):
+    """Makes the addresses in a job object."""
+
+    def presigned(self, artifact: Artifact) -> tuple[str, datetime]:
+        """A URL that downloads the artifact, and when it stops working."""
+
+    def stable(self, artifact: Artifact) -> str:
+        """The address that mints a fresh presigned URL per hit."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    id: JobId
+    row: Mapping[str, Any]
+    outputs: tuple[Artifact, ...]
+
+    @property
+    def status(self) -> str:
+        return str(self.row["status"])
+
+    @property
+    def finished(self) -> bool:
+        return self.row["finished_at"] is not None
+
+
+async def read_jobs(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) -> list[JobRecord]:
+    """Records of those jobs of the project that exist, in the order asked for."""
+    rows: list[Row] = await conn.fetch(JOB_ROWS, project, list(jobs))
+    done = [row["id"] for row in rows if row["status"] == "succeeded"]
+    outputs = await outputs_of(conn, project, done) if done else {}
+    return [JobRecord(row["id"], dict(row), tuple(outputs.get(row["id"], ()))) for row in rows]
+
+
+def moments(leased_at: datetime, timeline: Mapping[str, int]) -> dict[str, datetime]:
+    """A timeline (milliseconds after the lease, on the node's own clock) as times of the database's clock."""
+    return {stage: leased_at + timedelta(milliseconds=offset) for stage, offset in timeline.items()}
+
+
+def rfc3339(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _span_ms(times: Mapping[str, datetime], start: str, *ends: str) -> int:
+    """Milliseconds from one stage to the first of ``ends`` that was reached; 0 when either is missing."""
+    begun = times.get(start)
+    ended = next((times[end] for end in ends if end in times), None)
+    return 0 if begun is None or ended is None else max(0, round((ended - begun).total_seconds() * 1000))
+
+
+def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
+    """The job as users see it. Times are RFC 3339 UTC, spans milliseconds.
+
+    ``queue_ms`` ends when a node took the job, ``pull_ms`` is the image, ``run_ms`` the container's own time.
+    """
+    row = record.row
+    times = moments(row["leased_at"], json.loads(row["timeline"])) if row["leased_at"] else {}
+    name = ids.encode(ids.JOB, record.id)
+    waited = row["leased_at"] - row["queued_at"] if row["leased_at"] and row["queued_at"] else None
+    return {
+        "id": name,
+        "function": row["function"],
+        "version": row["version"],
+        "status": row["status"],
+        "trigger": json.loads(row["trigger"]),
+        "params": json.loads(row["params"]),
+        "batch": _id(ids.BATCH, row["batch_id"]),
+        "retried_from": _id(ids.JOB, row["retried_from"]),
+        "attempt": row["attempt"],
+        "max_attempts": (row["attempts"] or 1) + row["losses"],
+        "wait_reason": None,
+        "eta": rfc3339(row["due_at"]),
+        "progress": 1.0 if row["status"] == "succeeded" else row["progress"],
+        "exit_code": row["exit_code"],
+        "result": None if row["result"] is None else json.loads(row["result"]),
+        "error": None if row["error"] is None else json.loads(row["error"]),
+        "outputs": [_output(artifact, links) for artifact in record.outputs],
+        "created_at": rfc3339(row["created_at"]),
+        "queued_at": rfc3339(row["queued_at"]),
+        "started_at": rfc3339(times.get("started") or row["leased_at"]),
+        "finished_at": rfc3339(row["finished_at"]),
+        "queue_ms": None if waited is None else max(0, round(waited.total_seconds() * 1000)),
+        "boot_ms": 0,
+        "pull_ms": _span_ms(times, "pulling", "fetching", "started"),
+        "run_ms": _span_ms(times, "started", "exited"),
+        # Nodes of provider `local` are the user's own machine: they cost nothing by the hour.
+        "cost": {"currency": "EUR", "amount": "0.000000"},
+        "node": _id(ids.NODE, row["node_id"]),
+        "callback_url": row["callback_url"],
+        "links": {
+            "self": f"/v1/jobs/{name}",
+            "logs": f"/v1/jobs/{name}/logs",
+            "events": f"/v1/jobs/{name}/events",
+            "cancel": f"/v1/jobs/{name}/cancel",
+            "retry": f"/v1/jobs/{name}/retry",
+        },
+    }
+
+
+def _id(prefix: str, value: UUID | None) -> str | None:
+    return None if value is None else ids.encode(prefix, value)
+
+
+def _output(artifact: Artifact, links: Links) -> dict[str, Any]:
+    url, expires_at = links.presigned(artifact)
+    name = ids.encode(ids.ARTIFACT, artifact.id)
+    return {
+        "name": artifact.name,
+        "path": artifact.path,
+        "artifact": name,
+        "uri": f"artifact:{name}",
+        "size": artifact.size,
+        "sha256": artifact.sha256,
+        "content_type": artifact.content_type,
+        "url": url,
+        "url_expires_at": rfc3339(expires_at),
+        "link": links.stable(artifact),
+    }
