@@ -31,9 +31,9 @@ Context = Mapping[str, "Path | bytes | Link"]
 
 
 def build_image(context: Context, tag: str | None = None) -> str:
-    """Build ``context`` (name → file, bytes or link; one of them ``Dockerfile``) and return the image's id.
+    """Build ``context`` (each name with its file, bytes or link) and return the image's id.
 
-    The same content is built once: its hash is a label of the image, and an image that has it is taken. Owners,
+    It holds a ``Dockerfile``. The same content is built once: its hash is a label of the image. Owners,
     modes and times of the files are not part of the content: every file is root's and executable.
     """
     content = _content_hash(context)

@@ -1,4 +1,4 @@
-"""Images for tests, built from scratch around static binaries without a registry. Each is built once and kept."""
+"""Images for tests, built from scratch around static binaries, without a registry. Each is built once."""
 
 from __future__ import annotations
 
