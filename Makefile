@@ -1,23 +1,54 @@
 # `make demo` and `make test` are the two commands; `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The PostgreSQL beside the embedded 18 that migrations and queue are tested against: what the system has.
+OLD_POSTGRES = $(firstword $(sort $(patsubst /usr/lib/postgresql/%/bin/initdb,%,$(wildcard /usr/lib/postgresql/1[4-7]/bin/initdb))))
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test unit old-postgres check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do printf '%-14s %s\n' "make $$name" "$$what"; done
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+demo:  ## from nothing to a picture: sets up, runs a real ffmpeg job, shows its callback (VIDEO=path for your own clip)
+	@PYTHON=$(PYTHON) scripts/system.sh install demo
+	@$(MAKE) setup
+	@scripts/system.sh run $(BIN)/rgrid demo $(if $(VIDEO),--video '$(VIDEO)')
+
+test:  ## sets up and passes every test: PostgreSQL 18 and an older one, S3, Docker
+	@PYTHON=$(PYTHON) scripts/system.sh install test
+	@$(MAKE) setup
+	@$(MAKE) check
+	@scripts/system.sh run $(MAKE) unit old-postgres
+
+unit: setup
+	@echo "== tests, PostgreSQL 18"
+	@$(BIN)/python -m pytest -q
+
+old-postgres: setup
+	@echo "== migrations and queue, PostgreSQL $(OLD_POSTGRES)"
+	@test -n "$(OLD_POSTGRES)" || { echo "no PostgreSQL 14 to 17 under /usr/lib/postgresql" >&2; exit 1; }
+	@RGRID_TEST_POSTGRES=$(OLD_POSTGRES) $(BIN)/python -m pytest -q tests/test_database.py tests/scheduler
 
 setup: $(STAMP)  ## .venv with .venv/bin/rgrid
 
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "RGrid needs Python 3.11 or later; name one with PYTHON=…" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making $(VENV) (once, about a minute)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
 check: setup  ## ruff, mypy --strict, import contracts
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@echo "== ruff, mypy, import contracts"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean:  ## removes what the targets above made here
+	@rm -rf $(VENV) .cache demo-output dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
