@@ -187,6 +187,9 @@ class LeaseVerdict(Wire):
 class HeartbeatAnswer(Wire):
     leases: list[LeaseVerdict]
     draining: bool = False
+    heartbeat_s: float | None = None
+    lease_s: float | None = None
+    """As in JoinAnswer, when both are given: an agent that joined long ago must follow the gateway's settings of today."""
 
 
 class LogAnswer(Wire):
