@@ -92,6 +92,28 @@ class UnsupportedMedia(RGridError):
     code = "unsupported_media_type"
 
 
+class MethodNotAllowed(RGridError):
+    """The path exists and does not take this method; ``allowed`` are those that it does."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+class AddressTooLong(RGridError):
+    """The path or the query is longer than any that exists."""
+
+    code = "address_too_long"
+
+
+class HeadersTooLarge(RGridError):
+    """More headers, or more bytes of them, than are read."""
+
+    code = "headers_too_large"
+
+
 class TimedOut(RGridError):
     """The client took too long to send its request."""
 
@@ -102,3 +124,24 @@ class Unavailable(RGridError):
     """A part that is needed (database, store) does not answer now; the same call may work later."""
 
     code = "unavailable"
+
+
+CODES = {
+    "address_too_long": "The address is too long",
+    "conflict": "The state does not allow this",
+    "forbidden": "The credential may not do this",
+    "headers_too_large": "The headers are too large",
+    "internal": "A fault of the service",
+    "invalid": "A value breaks a rule",
+    "lease_lost": "The lease was lost",
+    "malformed": "The request cannot be read",
+    "method_not_allowed": "The path does not take this method",
+    "not_found": "There is no such thing",
+    "request_timeout": "The request took too long to arrive",
+    "too_large": "The body is too large",
+    "unauthenticated": "No valid credential",
+    "unavailable": "A part does not answer now",
+    "unsupported_media_type": "The content type is not taken",
+}
+"""Every ``code`` that an answer may carry, with the title of its problem document; docs/reference/problems.md explains
+each. A test holds the code, this table and that page together."""
