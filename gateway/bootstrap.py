@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import base64
 import secrets
-from typing import TYPE_CHECKING
 
 from functions.db import Connection
+from functions.sealing import Sealer
 from gateway.auth import digest
 from gateway.settings import Settings
-
-if TYPE_CHECKING:
-    from functions.sealing import Sealer
 
 # Each statement inserts or leaves what is there: whoever comes second waits for the first's transaction and then
 # finds its row.

@@ -31,6 +31,10 @@ class Settings(BaseSettings):
         None, description="The gateway's URL as users and nodes reach it. Default: http://host:port."
     )
 
+    migrate_at_start: bool = Field(
+        False, description="Whether a gateway applies migrations when it starts; else it refuses an old schema."
+    )
+
     # Who may ask
     secret_key: SecretStr = Field(
         description="Fernet key (32 bytes, URL-safe base64) that seals secrets at rest. Several, comma-separated: the "

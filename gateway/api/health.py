@@ -52,7 +52,7 @@ async def _database(opened: Services) -> str | None:
 async def _store(opened: Services) -> str | None:
     try:
         async with asyncio.timeout(PROBE_S):
-            await opened.store.ensure_bucket()
+            await opened.store.check()
     except Exception:
         return "does not answer"
     return None
