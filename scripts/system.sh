@@ -97,7 +97,7 @@ stop_engine() {
         # It leaves the mount of its own network namespace.
         awk '$5 ~ "^/(var/)?run/docker/" { print $5 }' /proc/self/mountinfo | while read -r place; do umount "$place" || true; done
     fi
-    [ -z "$CGROUPS" ] || cgroupfs-umount || true
+    [ -z "$CGROUPS" ] || { cgroupfs-umount && umount /sys/fs/cgroup; } || true
 }
 
 case "${1:-}" in
