@@ -14,8 +14,10 @@ import asyncpg
 import pytest
 
 from functions.db import Connection, Pool
+from functions.s3 import S3Store
 from gateway.database import migrate, open_pool
 from tests.postgres import Postgres, start_postgres
+from tests.s3 import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +77,27 @@ async def conn(rolled_back_connection: Connection) -> AsyncIterator[Connection]:
     await transaction.start()
     yield rolled_back_connection
     await transaction.rollback()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for all; a test that stops or kills it starts an ``S3Server`` of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="rgrid-s3-"))
+    server = S3Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def store(s3_server: S3Server) -> AsyncIterator[S3Store]:
+    """An open store on a fresh bucket."""
+    async with S3Store(s3_server.config(bucket=f"t-{uuid4().hex}")) as opened:
+        await opened.ensure_bucket()
+        yield opened
 
 
 def docker_works() -> bool:

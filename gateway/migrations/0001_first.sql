@@ -235,6 +235,7 @@ CREATE TABLE artifacts (
     CHECK ((job_id IS NULL) = (attempt IS NULL))
 );
 CREATE INDEX artifacts_by_job ON artifacts (job_id, attempt, position) WHERE job_id IS NOT NULL;
+CREATE INDEX artifacts_pending ON artifacts (created_at) WHERE state = 'pending';
 
 -- One row per (event, endpoint), written in the transaction of what it tells. due_at doubles as the sender's lease.
 CREATE TABLE deliveries (
