@@ -16,7 +16,8 @@ from starlette.types import Scope as AsgiScope
 
 from functions.errors import AddressTooLong, Malformed, MethodNotAllowed, NotFound
 from gateway.api.table import ROUTES
-from gateway.auth import KEY_IN_URL, Scope, bearer, find_node
+from gateway.auth import Scope, bearer, find_node
+from gateway.keys import KEY_IN_URL
 from gateway.middleware import Envelope
 from gateway.routes import Route, no_query
 from gateway.services import Services

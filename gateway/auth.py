@@ -1,16 +1,9 @@
-"""Who asks: API keys of projects and credentials of nodes, both kept as SHA-256 only. Owns ``api_keys``.
-
-A key reads ``rgk_<id>_<secret><checksum>``: 12 characters that name it, 32 that are the secret (190 bits) and a
-CRC-32 of the rest in six, all base62, so that scanners find it and a typo costs no look-up.
-"""
+"""Who asks: API keys of projects and credentials of nodes, both kept as SHA-256 only. Owns ``api_keys``."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 import time
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,10 +14,8 @@ import asyncpg
 from functions.db import Connection, Pool
 from functions.errors import Forbidden, Malformed, Unauthenticated
 from functions.ids import AccountId, NodeId, ProjectId
+from gateway.keys import NewKey, digest, make_key, parse
 
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-KEY = re.compile(r"rgk_([0-9A-Za-z]{12})_([0-9A-Za-z]{32})([0-9A-Za-z]{6})")
-KEY_IN_URL = re.compile(rb"rgk_[0-9A-Za-z]{12}_")
 TOKEN = re.compile(r"[!-~]{1,512}")
 
 CACHE_S = 4.0
@@ -94,44 +85,6 @@ class NodeCaller:
     node_id: NodeId
     account_id: AccountId | None
     state: str
-
-
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """``text`` is shown this once."""
-
-    id: str
-    text: str
-
-    @property
-    def hash(self) -> bytes:
-        return digest(self.text)
-
-
-def digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
-
-
-def make_key() -> NewKey:
-    name = "".join(secrets.choice(ALPHABET) for _ in range(12))
-    secret = "".join(secrets.choice(ALPHABET) for _ in range(32))
-    return NewKey(name, f"rgk_{name}_{secret}{_checksum(f'rgk_{name}_{secret}')}")
-
-
-def parse(text: str) -> str | None:
-    """The id in a well-formed key; None for anything else."""
-    match = KEY.fullmatch(text)
-    if match is None or _checksum(text[:-6]) != match[3]:
-        return None
-    return match[1]
-
-
-def _checksum(text: str) -> str:
-    value, digits = zlib.crc32(text.encode()), ""
-    for _ in range(6):
-        value, digit = divmod(value, 62)
-        digits = ALPHABET[digit] + digits
-    return digits
 
 
 async def add_key(

@@ -10,7 +10,7 @@ import secrets
 
 from functions.db import Connection
 from functions.sealing import Sealer
-from gateway.auth import digest
+from gateway.keys import digest
 from gateway.settings import Settings
 
 # Each statement inserts or leaves what is there: whoever comes second waits for the first's transaction and then
