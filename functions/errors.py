@@ -1,6 +1,7 @@
 """The kinds of failure. An error says what happened and carries a stable ``code``; it knows nothing of HTTP.
 
-``gateway/problems.py`` alone turns a kind into a status and a problem document; the command line prints it as one line.
+``gateway/problems.py`` alone turns a kind into a status and a problem document; the command line prints it as
+one line.
 """
 
 from __future__ import annotations
@@ -143,5 +144,5 @@ CODES = {
     "unavailable": "A part does not answer now",
     "unsupported_media_type": "The content type is not taken",
 }
-"""Every ``code`` that an answer may carry, with the title of its problem document; docs/reference/problems.md explains
-each. A test holds the code, this table and that page together."""
+"""Every ``code`` that an answer may carry, with the title of its problem document; docs/reference/problems.md
+explains each. A test holds the code, this table and that page together."""

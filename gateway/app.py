@@ -19,6 +19,7 @@ from gateway.api.table import ROUTES
 from gateway.auth import Scope, bearer, find_node
 from gateway.keys import KEY_IN_URL
 from gateway.middleware import Envelope
+from gateway.openapi import OpenApi
 from gateway.routes import Route, no_query
 from gateway.services import Services
 
@@ -81,7 +82,7 @@ class Router:
 class Dispatcher:
     def __init__(self, services: Services, routes: Sequence[Route]) -> None:
         self._services = services
-        self._routes = routes
+        self._openapi = OpenApi(routes)
         self._router = Router(routes)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -89,7 +90,7 @@ class Dispatcher:
         route, scope["path_params"] = self._router.find(scope["method"], path)
         scope["rgrid.services"] = self._services
         scope["rgrid.route"] = route
-        scope["rgrid.routes"] = self._routes
+        scope["rgrid.openapi"] = self._openapi
         await self._authorise(scope, route)
         if route.query is None and scope["query_string"]:
             no_query(scope["query_string"])

@@ -62,7 +62,7 @@ IMPLIED = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A project's key. ``scopes`` are spelled out (``admin`` has all); ``functions`` may be invoked besides."""
+    """A project's key. ``scopes`` are spelled out (``admin`` has all); ``functions`` may be invoked, too."""
 
     project_id: ProjectId
     account_id: AccountId
@@ -102,7 +102,7 @@ async def add_key(
 
 
 def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The token of the one ``Authorization`` header; raises ``Unauthenticated``, ``Malformed`` for several."""
+    """The token of the one ``Authorization`` header; raises ``Unauthenticated``; ``Malformed`` if several."""
     values = [value for name, value in headers if name == b"authorization"]
     if not values:
         raise Unauthenticated("send `Authorization: Bearer <API key>`")
@@ -152,7 +152,7 @@ def _caller(row: asyncpg.Record) -> Caller:
 
 
 async def find_node(pool: Pool, token: str) -> NodeCaller:
-    """The node of a credential. Asked of the database on every call: a node that is gone is refused at once."""
+    """The node of a credential, asked of the database every time: a node that is gone is refused at once."""
     async with pool.acquire() as conn:
         row = await conn.fetchrow(FIND_NODE, digest(token))
     if row is None:

@@ -27,9 +27,9 @@ async def read_raw(
 ) -> bytes:
     """The body as it was sent.
 
-    Raises ``UnsupportedMedia`` when ``media_types`` are given and it is none of them, or when it is compressed (a
-    few bytes may stand for gigabytes); ``TooLarge`` over ``cap`` bytes, declared or arriving; ``TimedOut`` when it
-    is not all here after ``patience_s``.
+    Raises ``UnsupportedMedia`` when ``media_types`` are given and it is none of them, or when it is compressed:
+    a few bytes may stand for gigabytes. ``TooLarge`` over ``cap`` bytes, declared or arriving; ``TimedOut`` when
+    it is not all here after ``patience_s``.
     """
     if media_types:
         found = content_type(request)

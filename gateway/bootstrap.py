@@ -13,8 +13,8 @@ from functions.sealing import Sealer
 from gateway.keys import digest
 from gateway.settings import Settings
 
-# Each statement inserts or leaves what is there: whoever comes second waits for the first's transaction and then
-# finds its row.
+# Each statement inserts or leaves what is there: whoever comes second waits for the first's transaction and
+# then finds its row.
 ENSURE_ACCOUNT = """
 -- ensure_account
 INSERT INTO accounts (slug) VALUES ('default') ON CONFLICT (slug) DO NOTHING
@@ -47,7 +47,7 @@ ON CONFLICT (id) DO UPDATE SET hash = EXCLUDED.hash, revoked_at = NULL WHERE api
 
 
 async def ensure_bootstrap(conn: Connection, settings: Settings, sealer: Sealer) -> None:
-    """Make account and project ``default`` and let ``RGRID_BOOTSTRAP_KEY`` in. Many processes may do so at once.
+    """Make account and project ``default`` and let ``RGRID_BOOTSTRAP_KEY`` in. Many may do so at once.
 
     Another key than last time replaces the last one; without one, the last stays as it is.
     """

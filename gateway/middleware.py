@@ -1,7 +1,8 @@
-"""What every answer has: a request id, safe headers, a line in the log; and a problem document if all else fails."""
+"""What every answer has: a request id, safe headers, a line in the log. What fails becomes a problem here."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from secrets import token_hex
@@ -16,6 +17,11 @@ from gateway.problems import kind_of, problem_response
 log = structlog.get_logger(__name__)
 
 CLIENT_ID = re.compile(rb"[0-9A-Za-z_.:=+/-]{1,128}")
+QUIET = frozenset({"health", "node"})
+"""Tags of routes that somebody calls all the time."""
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+SETTLE_S = 0.1
+LINGER_S = 2.0
 
 
 class Envelope:
@@ -27,44 +33,114 @@ class Envelope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"not a protocol of this gateway: {scope['type']}")
+        started = time.perf_counter()
         request_id = scope["rgrid.request_id"] = f"req_{token_hex(12)}"
-        started, status = time.perf_counter(), 0
-        extra = [(b"rgrid-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        answer = Answer(send, [(b"rgrid-request-id", request_id.encode()), NOSNIFF])
+        expects = False
         for name, value in scope["headers"]:
-            if name == b"x-request-id" and CLIENT_ID.fullmatch(value):
-                extra.append((b"x-request-id", value))
-                break
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = message["headers"] = [*message.get("headers", ()), *extra]
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-            await send(message)
-
+            if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+                receive = answer.body = Body(receive)
+            elif name == b"expect":
+                expects = True
+            elif name == b"x-request-id" and CLIENT_ID.fullmatch(value):
+                answer.headers.append((name, value))
+        if expects and answer.body is not None:
+            answer.body.held_back = True
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive, answer.send)
         except ClientDisconnect:
-            status = 499  # nobody is there to answer; nginx logs this number
-            await send({"type": "http.response.start", "status": 400, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+            answer.status = 499  # nobody is there to be answered; nginx logs this number
         except Exception as error:
             if not isinstance(error, RGridError):
-                level = log.error if kind_of(error) is None else log.warning
-                level("request failed", request_id=request_id, path=scope["path"], exc_info=error)
-            if status:
-                raise  # half an answer is out: only cutting the connection tells the client
-            await problem_response(error, request_id)(scope, receive, send_with_headers)
+                tell = log.error if kind_of(error) is None else log.warning
+                tell("request failed", request_id=request_id, path=shown_path(scope), exc_info=error)
+            if answer.status:
+                raise  # half an answer is out: only a cut connection tells the client
+            await problem_response(error, request_id)(scope, receive, answer.send)
         finally:
-            caller = scope.get("rgrid.caller")
-            log.info(
+            route, caller = scope.get("rgrid.route"), scope.get("rgrid.caller")
+            tell = log.debug if route is not None and route.tag in QUIET else log.info
+            tell(
                 "request",
                 method=scope["method"],
-                path=scope["path"],
-                status=status,
+                path=shown_path(scope),
+                status=answer.status,
                 ms=round((time.perf_counter() - started) * 1000, 1),
-                request_id=request_id,
                 key=getattr(caller, "key_id", None),
+                request_id=request_id,
             )
+
+
+def shown_path(scope: Scope) -> str:
+    """The path for the log. A link's token is as good as a key, so it does not stand there."""
+    if "token" in scope.get("path_params", ()):
+        template: str = scope["rgrid.route"].path
+        return template
+    raw: bytes = scope["raw_path"]
+    return raw[:256].decode("latin-1")
+
+
+class Body:
+    """The request's body on its way in. ``open`` until its end was read."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.open = True
+        self.held_back = False  # `Expect: 100-continue`: the client sends nothing before somebody reads
+
+    async def __call__(self) -> Message:
+        self.held_back = False
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self.open = False
+        return message
+
+    async def drain(self, seconds: float) -> None:
+        """Read and forget what comes, for so long."""
+        if self.held_back:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                while self.open:
+                    await self()
+        except TimeoutError:
+            return
+
+
+class Answer:
+    """The response on its way out.
+
+    An answer that goes out while the client still sends (too large, not authorised, no such path) ends the
+    connection. It lingers first: closing over unread bytes makes the kernel send a reset, which may take the
+    answer from the client before it has read it.
+    """
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self.headers = headers
+        self.body: Body | None = None
+        self.status = 0
+        self._lingers = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif self._lingers and not message.get("more_body", False):
+            assert self.body is not None
+            await self._send({**message, "more_body": True})
+            await self.body.drain(LINGER_S)
+            await self._send({"type": "http.response.body", "body": b""})
+        else:
+            await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        self.status = message["status"]
+        headers = message["headers"] = [*message["headers"], *self.headers]
+        if not any(name == b"cache-control" for name, _ in headers):
+            headers.append((b"cache-control", b"no-store"))
+        if self.body is not None and self.body.open:
+            await self.body.drain(SETTLE_S)  # a small body that is here already costs nobody the connection
+            if self.body.open:
+                self._lingers = True
+                headers.append((b"connection", b"close"))
+        await self._send(message)

@@ -74,6 +74,19 @@ class Problem(BaseModel):
     errors: list[FieldProblem]
 
 
+def possible(*, key: bool, body: bool, changes: bool) -> set[HTTPStatus]:
+    """Which failures a call may answer with: one that asks for a key, takes a body, changes something."""
+    kinds = {errors.Malformed, errors.NotFound, errors.MethodNotAllowed, errors.AddressTooLong}
+    kinds |= {errors.Invalid, errors.HeadersTooLarge, errors.TimedOut, errors.Unavailable}
+    if key:
+        kinds |= {errors.Unauthenticated, errors.Forbidden}
+    if body:
+        kinds |= {errors.TooLarge, errors.UnsupportedMedia}
+    if changes:
+        kinds |= {errors.Conflict}
+    return {STATUSES[kind] for kind in kinds} | {HTTPStatus.INTERNAL_SERVER_ERROR}
+
+
 def kind_of(error: BaseException) -> RGridError | None:
     """The failure that a user may be told of; None when ``error`` is a fault of ours."""
     if isinstance(error, RGridError):
@@ -110,7 +123,7 @@ def encode(problem: Mapping[str, Any]) -> bytes:
 
 
 def problem_response(error: BaseException, request_id: str) -> Response:
-    """The answer for any failure. Of an unexpected one it tells the request's id only, to find it in the log."""
+    """The answer for any failure. An unexpected one tells only the request's id, to find it in the log."""
     known = kind_of(error)
     if known is None:
         status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal"

@@ -1,4 +1,4 @@
-"""A row of the route table, which the router and the OpenAPI document are made from, and how handlers read requests.
+"""A row of the route table, from which router and OpenAPI document are made; and how requests are read.
 
 A handler is ``async def name(request: Request) -> Response``. Who calls has been checked against the route's
 scope before it runs.
@@ -44,7 +44,7 @@ IdempotencyKey = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``body`` is a model (JSON) or the media types that it may have; ``answers`` maps a status to what comes with it.
+    """``body`` is a model (JSON) or the media types that it may have; ``answers``: what comes with a status.
 
     ``scope`` None is open to everyone. Problem answers follow from the rest and need no mention.
     """
@@ -136,7 +136,7 @@ def names(model: type[BaseModel]) -> list[str]:
 
 
 async def gone(request: Request) -> None:
-    """Return when the client has closed the connection. A handler that waits long should wait for this, too."""
+    """Return when the client has closed the connection: a handler that waits long waits for this, too."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

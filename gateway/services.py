@@ -24,8 +24,8 @@ CLOSING_S = 2
 
 @dataclass
 class Services:
-    """``hot_pool`` is for the queue's statements (see ``open_pool``). ``stopping`` is set when the process is to
-    end: whatever waits for long must then answer at once."""
+    """``hot_pool`` is for the queue's statements (see ``open_pool``). ``stopping`` is set when the process is
+    to end: whatever waits for long must then answer at once."""
 
     settings: Settings
     pool: Pool

@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions.errors import FieldError, Unavailable
+from gateway.body import JSON
 from gateway.database import is_current
+from gateway.openapi import OpenApi
 from gateway.routes import Route, services
 from gateway.services import Services
 
@@ -58,7 +60,14 @@ async def _store(opened: Services) -> str | None:
     return None
 
 
+async def openapi(request: Request) -> Response:
+    """This API as an OpenAPI 3.1 document."""
+    document: OpenApi = request.scope["rgrid.openapi"]
+    return Response(document.encoded, media_type="application/json")
+
+
 ROUTES = (
     Route("GET", "/healthz", healthz, "Is the process alive?", None, answers={200: Health}, tag="health"),
     Route("GET", "/readyz", readyz, "Can the gateway serve?", None, answers={200: Health}, tag="health"),
+    Route("GET", "/openapi.json", openapi, "This document", None, answers={200: JSON}, tag="health"),
 )
