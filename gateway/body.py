@@ -23,13 +23,13 @@ async def read_raw(
     cap: int = CAP_BYTES,
     *,
     media_types: Collection[str] = (),
-    patience_s: float = PATIENCE_S,
+    patience_s: float | None = None,
 ) -> bytes:
     """The body as it was sent.
 
-    Raises ``UnsupportedMedia`` when ``media_types`` are given and it is none of them, or when it is compressed:
-    a few bytes may stand for gigabytes. ``TooLarge`` over ``cap`` bytes, declared or arriving; ``TimedOut`` when
-    it is not all here after ``patience_s``.
+    Raises ``UnsupportedMedia`` when ``media_types`` are given and it is none of them, or when it is
+    compressed: a few bytes may stand for gigabytes. ``TooLarge`` over ``cap`` bytes, declared or arriving;
+    ``TimedOut`` when it is not all here after ``patience_s`` (15 s unless given).
     """
     if media_types:
         found = content_type(request)
@@ -41,6 +41,7 @@ async def read_raw(
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > cap:
         raise _too_large(cap)
+    patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         async with asyncio.timeout(patience_s):
             return await _read(request, cap)

@@ -1,0 +1,101 @@
+"""The gateway in-process (``api``), and as a server on a port (``server``), over a real database and a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+
+from gateway.app import create_app
+from gateway.server import GatewayServer, listen
+from gateway.services import Services, open_services
+from gateway.settings import Settings
+from tests.postgres import Postgres, free_port
+from tests.s3 import S3Server
+
+BOOTSTRAP_KEY = "bootstrap-key-for-tests-only"
+
+
+def make_settings(database: str, s3: S3Server, **more: object) -> Settings:
+    config = s3.config(bucket=f"t-{uuid4().hex}")
+    values: dict[str, object] = {
+        "database_url": database,
+        "s3_endpoint": config.endpoint,
+        "s3_bucket": config.bucket,
+        "s3_access_key_id": config.access_key_id,
+        "s3_secret_access_key": config.secret_access_key,
+        "secret_key": Fernet.generate_key().decode(),
+        "bootstrap_key": BOOTSTRAP_KEY,
+        "port": free_port(),
+    }
+    return Settings.model_validate(values | more)
+
+
+@pytest.fixture
+def settings(database: str, s3_server: S3Server) -> Settings:
+    return make_settings(database, s3_server)
+
+
+@pytest.fixture
+async def services(settings: Settings) -> AsyncIterator[Services]:
+    async with open_services(settings) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def client_of(services: Services, key: str | None = BOOTSTRAP_KEY) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose requests reach the application without a network."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    transport = httpx.ASGITransport(create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+async def api(services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    """An admin of project default."""
+    async with client_of(services) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def shared_services(postgres: Postgres, template: str, s3_server: S3Server) -> AsyncIterator[Services]:
+    """One instance for all tests that change nothing, or do not mind what others changed."""
+    await postgres.execute(f"CREATE DATABASE shared_gateway TEMPLATE {template}")
+    async with open_services(make_settings(postgres.url("shared_gateway"), s3_server)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+async def shared_api(shared_services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(shared_services) as client:
+        yield client
+
+
+@asynccontextmanager
+async def listening(services: Services) -> AsyncIterator[int]:
+    """The gateway as a server; yields its port."""
+    listener = listen("127.0.0.1", 0)
+    server = GatewayServer(services)
+    task = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.005)
+        yield listener.getsockname()[1]
+    finally:
+        server.stop()
+        await task
+        listener.close()
+        services.stopping.clear()
+
+
+@pytest.fixture(scope="session")
+async def port(shared_services: Services) -> AsyncIterator[int]:
+    """Where a gateway of ``shared_services`` listens."""
+    async with listening(shared_services) as found:
+        yield found
