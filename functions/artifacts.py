@@ -66,6 +66,13 @@ SELECT a.id, a.project_id, a.job_id, a.attempt, a.name, a.path, a.content_type, 
    AND (a.job_id IS NULL OR outcomes.job_id IS NOT NULL)
 """
 
+VISIBLE = """
+-- visible_artifacts
+SELECT a.id FROM artifacts a LEFT JOIN outcomes ON outcomes.job_id = a.job_id AND outcomes.attempt = a.attempt
+ WHERE a.project_id = $1 AND a.id = ANY ($2) AND a.state = 'complete'
+   AND (a.job_id IS NULL OR outcomes.job_id IS NOT NULL)
+"""
+
 ARTIFACT_BY_LINK = """
 -- artifact_by_link
 SELECT a.id, a.project_id, a.job_id, a.attempt, a.name, a.path, a.content_type, a.size, a.sha256, a.md5,
@@ -276,6 +283,11 @@ async def get(conn: Connection, project: ProjectId, artifact: ArtifactId) -> Art
         name = ids.encode(ids.ARTIFACT, artifact)
         raise NotFound(f"there is no artifact {name}", code="artifact_not_found")
     return _artifact(row)
+
+
+async def visible(conn: Connection, project: ProjectId, wanted: Sequence[ArtifactId]) -> set[ArtifactId]:
+    """Those of the artifacts that are visible files of the project."""
+    return {row["id"] for row in await conn.fetch(VISIBLE, project, list(wanted))}
 
 
 async def by_link(conn: Connection, token: str) -> Artifact:

@@ -21,7 +21,7 @@ from functions.errors import FieldError, Invalid, Malformed
 
 DEPTH = 64
 DIGITS = 256
-YAML_VALUES = 100_000
+YAML_VALUES = 30_000
 """YAML costs a hundred times what JSON does, so that one document must not hold up everybody else's."""
 ERRORS = 20
 """No more faults than this are listed for one document."""

@@ -93,6 +93,12 @@ class UnsupportedMedia(RGridError):
     code = "unsupported_media_type"
 
 
+class NotAcceptable(RGridError):
+    """The client accepts none of the forms that the answer comes in."""
+
+    code = "not_acceptable"
+
+
 class MethodNotAllowed(RGridError):
     """The path exists and does not take this method; ``allowed`` are those that it does."""
 
@@ -129,20 +135,48 @@ class Unavailable(RGridError):
 
 CODES = {
     "address_too_long": "The address is too long",
+    "artifact_not_found": "There is no such artifact",
+    "artifact_unknown": "The attempt has reserved no such artifact",
+    "attempt_not_found": "The job has had no such attempt",
     "conflict": "The state does not allow this",
+    "cursor_invalid": "The cursor is not one of this list",
+    "delivery_not_found": "There is no such delivery",
     "forbidden": "The credential may not do this",
+    "function_deleted": "The function was deleted",
+    "function_not_found": "There is no such function",
     "headers_too_large": "The headers are too large",
+    "idempotency_key_busy": "The Idempotency-Key is in use",
+    "idempotency_key_reused": "The Idempotency-Key was used with another body",
     "internal": "A fault of the service",
     "invalid": "A value breaks a rule",
+    "invalid_text": "Text that cannot be stored",
+    "job_not_finished": "The job is not finished",
+    "job_not_found": "There is no such job",
+    "join_token_invalid": "The join token is not valid",
     "lease_lost": "The lease was lost",
     "malformed": "The request cannot be read",
+    "manifest_invalid": "The manifest breaks a rule",
     "method_not_allowed": "The path does not take this method",
+    "node_credential_invalid": "The node credential is not valid",
+    "node_joined_before": "The machine is a node already",
+    "node_not_found": "There is no such node",
+    "node_not_ready": "The node is not ready",
+    "not_acceptable": "The answer does not come in that form",
     "not_found": "There is no such thing",
+    "not_supported_yet": "This release does not support it yet",
+    "params_invalid": "The params do not fit the function",
     "request_timeout": "The request took too long to arrive",
+    "store_unavailable": "The object store does not answer now",
+    "template_invalid": "A template cannot be filled in",
     "too_large": "The body is too large",
+    "too_large_for_any_node": "No node is large enough",
+    "too_many_files": "The attempt has too many files",
     "unauthenticated": "No valid credential",
     "unavailable": "A part does not answer now",
     "unsupported_media_type": "The content type is not taken",
+    "upload_mismatch": "What was uploaded is not what was announced",
+    "url_refused": "The address may not be called",
+    "version_not_found": "There is no such version",
 }
 """Every ``code`` that an answer may carry, with the title of its problem document; docs/reference/problems.md
 explains each. A test holds the code, this table and that page together."""

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+from datetime import UTC, datetime
 from typing import NewType
 from uuid import UUID
 
@@ -40,6 +41,11 @@ def new_uuid7() -> UUID:
         ticks = _last = max(ticks, _last + 1)
     value = (ticks >> 12) << 80 | 0x7 << 76 | (ticks & 0xFFF) << 64 | 0x2 << 62
     return UUID(int=value | int.from_bytes(os.urandom(8), "big") >> 2)
+
+
+def made_at(value: UUID) -> datetime:
+    """When a UUIDv7 was made, to the millisecond, by the clock of the process that made it."""
+    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
 
 
 def encode(prefix: str, value: UUID) -> str:

@@ -11,14 +11,15 @@ second wall.
 
 from __future__ import annotations
 
-from functions.egress.connection import Resolver
 from functions.egress.download import Download, open_download
 from functions.egress.errors import EgressFailed, EgressRefused
 from functions.egress.exchange import Answer, exchange
-from functions.egress.policy import EgressPolicy, is_public
+from functions.egress.lookup import Resolver
+from functions.egress.policy import FORBIDDEN_V4, EgressPolicy, is_public
 from functions.egress.target import Target, check_url, origin_of
 
 __all__ = [
+    "FORBIDDEN_V4",
     "Answer",
     "Download",
     "EgressFailed",

@@ -1,28 +1,22 @@
-"""From a target to a connection: look up once, vet every answer, connect to a vetted address, count what
-arrives."""
+"""One request on one connection to a vetted address; what arrives on it is counted."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
+import os
 import ssl
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import Any
 
 import certifi
 import httpcore
 
-from functions.egress.errors import EgressFailed, EgressRefused
-from functions.egress.policy import Address, EgressPolicy, is_public
+from functions.egress.errors import EgressFailed
+from functions.egress.policy import Address, EgressPolicy
 from functions.egress.target import Target
 
-RESOLVE_S = 3.0
-MOST_ANSWERS = 32
-MOST_LOOKUPS = 256
 MOST_CONNECTS = 3
 CONNECT_S = 5.0
 HEAD_CAP_BYTES = 32 * 1024
@@ -32,84 +26,6 @@ _BODY_SLACK_BYTES = 256 * 1024
 _OURS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "accept-encoding", "te", "upgrade"}
 )
-
-Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""(host, port) → addresses as text; raises ``OSError`` when there are none. Another one is given in tests
-only."""
-
-_lookups = 0
-_lookups_lock = threading.Lock()
-
-
-async def system_resolver(host: str, port: int) -> Sequence[str]:
-    """getaddrinfo, on a thread of its own.
-
-    The loop's shared threads are few, and a name server that does not answer would hold one for half a
-    minute; and they are joined at exit, which a daemon thread is not.
-    """
-    global _lookups  # noqa: PLW0603
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
-
-    def settle(found: list[str] | OSError) -> None:
-        if answer.done():
-            return
-        if isinstance(found, OSError):
-            answer.set_exception(found)
-        else:
-            answer.set_result(found)
-
-    def look_up() -> None:
-        global _lookups  # noqa: PLW0603
-        found: list[str] | OSError
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-            found = [str(info[4][0]) for info in infos]
-        except (OSError, UnicodeError) as error:
-            found = error if isinstance(error, OSError) else OSError(str(error))
-        finally:
-            with _lookups_lock:
-                _lookups -= 1
-        try:
-            loop.call_soon_threadsafe(settle, found)
-        except RuntimeError:
-            return  # the loop is closed: nobody waits any more
-
-    with _lookups_lock:
-        if _lookups >= MOST_LOOKUPS:
-            raise OSError("too many look-ups are waiting for name servers")
-        _lookups += 1
-    threading.Thread(target=look_up, name="look-up", daemon=True).start()
-    return await answer
-
-
-async def vetted_addresses(target: Target, policy: EgressPolicy, resolver: Resolver) -> list[Address]:
-    """All addresses of the target, IPv4 first; raises ``EgressRefused`` if even one of them is forbidden."""
-    if target.literal is not None:
-        return [target.literal]
-    try:
-        async with asyncio.timeout(RESOLVE_S):
-            found = {ip_address(text) for text in await resolver(target.host, target.port)}
-    except TimeoutError:
-        raise EgressFailed("dns", f"{target.host} could not be looked up within {RESOLVE_S:g} s") from None
-    except (OSError, ValueError) as error:
-        raise EgressFailed("dns", f"{target.host} could not be looked up: no such host") from error
-    if not found:
-        raise EgressFailed("dns", f"{target.host} has no address")
-    if len(found) > MOST_ANSWERS:
-        raise EgressRefused("address", f"{target.host} has more than {MOST_ANSWERS} addresses")
-    # Good ones beside a bad one are refused too: whoever mixes them wants something else.
-    if not all(_may_call(address, target, policy) for address in found):
-        raise EgressRefused("address", f"{target.host} has an address that may not be called")
-    return sorted(found, key=lambda address: (address.version, int(address)))
-
-
-def _may_call(address: Address, target: Target, policy: EgressPolicy) -> bool:
-    if policy.denies_address(address, target.port):
-        return False
-    if target.trusted or policy.allows_address(address, target.port):
-        return True
-    return not target.allowed_only and is_public(address)
 
 
 class Wire:
@@ -121,6 +37,7 @@ class Wire:
         self.delivered = 0
         """Bytes of the body handed on; the wire may carry more around them, within reason."""
         self.in_head = True
+        self.in_handshake = False
 
     def count(self, size: int) -> None:
         self.received += size
@@ -151,7 +68,10 @@ class _Stream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._wire)
+        self._wire.in_handshake = True
+        stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        self._wire.in_handshake = False
+        return _Stream(stream, self._wire)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
@@ -201,9 +121,8 @@ def failures(wire: Wire) -> Iterator[None]:
     try:
         yield
     except httpcore.ConnectTimeout as error:
-        raise EgressFailed(
-            "timeout", f"no connection within {CONNECT_S:g} s", address=wire.address
-        ) from error
+        what = "TLS handshake" if wire.in_handshake else "connection"
+        raise EgressFailed("timeout", f"no {what} within {CONNECT_S:g} s", address=wire.address) from error
     except httpcore.TimeoutException as error:
         raise EgressFailed("timeout", "the server stopped answering", address=wire.address) from error
     except httpcore.ConnectError as error:
@@ -225,9 +144,12 @@ def _not_connected(error: httpcore.ConnectError, wire: Wire) -> EgressFailed:
         )
     if isinstance(cause, ssl.SSLError):
         return EgressFailed("tls", f"TLS failed: {cause.reason or 'no agreement'}", address=wire.address)
-    if isinstance(cause, OSError) and cause.strerror:
-        return EgressFailed("connect", f"no connection: {cause.strerror}", address=wire.address)
-    return EgressFailed("connect", "no connection: closed at once", address=wire.address)
+    if wire.in_handshake:
+        return EgressFailed("tls", "TLS failed: the server closed the connection", address=wire.address)
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__cause__
+    reason = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else "refused"
+    return EgressFailed("connect", f"no connection: {reason}", address=wire.address)
 
 
 @lru_cache(maxsize=8)

@@ -10,16 +10,10 @@ from urllib.parse import urljoin
 
 import httpcore
 
-from functions.egress.connection import (
-    Resolver,
-    Wire,
-    connected,
-    failures,
-    system_resolver,
-    vetted_addresses,
-)
+from functions.egress.connection import Wire, connected, failures
 from functions.egress.errors import EgressFailed
 from functions.egress.exchange import lower_headers, stream_of
+from functions.egress.lookup import Resolver, system_resolver, vetted_addresses
 from functions.egress.policy import EgressPolicy
 from functions.egress.target import check_url
 

@@ -11,15 +11,9 @@ from typing import cast
 
 import httpcore
 
-from functions.egress.connection import (
-    Resolver,
-    Wire,
-    connected,
-    failures,
-    system_resolver,
-    vetted_addresses,
-)
+from functions.egress.connection import Wire, connected, failures
 from functions.egress.errors import EgressFailed
+from functions.egress.lookup import Resolver, system_resolver, vetted_addresses
 from functions.egress.policy import EgressPolicy
 from functions.egress.target import check_url
 

@@ -18,7 +18,7 @@ Network = IPv4Network | IPv6Network
 
 # A table of one's own: ``is_global`` lets through multicast, 192.88.99.0/24, NAT64, 6to4 and more (SECURITY
 # §4.3).
-_FORBIDDEN_V4 = tuple(
+FORBIDDEN_V4 = tuple(
     IPv4Network(text)
     for text in (
         "0.0.0.0/8",  # this network; 0.0.0.0 is loopback to connect()
@@ -62,7 +62,7 @@ _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*
 def is_public(address: Address) -> bool:
     """Whether the address belongs to the internet, and to nobody's inside."""
     if isinstance(address, IPv4Address):
-        return not any(address in network for network in _FORBIDDEN_V4)
+        return not any(address in network for network in FORBIDDEN_V4)
     return address in _PUBLIC_V6 and not any(address in network for network in _FORBIDDEN_V6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ from functions.egress import (
     check_url,
     exchange,
     is_public,
+    lookup,
     open_download,
     origin_of,
 )
-from functions.egress import connection as connecting
-from functions.egress.connection import vetted_addresses
+from functions.egress.lookup import vetted_addresses
 
 PUBLIC = EgressPolicy()
 DEVELOPMENT = EgressPolicy(allow=("10.0.0.0/8", "127.0.0.1", "[::1]:9000", "minio", "hooks.test:8000"))
@@ -369,16 +370,16 @@ async def test_a_look_up_that_hangs_fails_after_its_limit(monkeypatch: pytest.Mo
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(connecting, "RESOLVE_S", 0.05)
+    monkeypatch.setattr(lookup, "RESOLVE_S", 0.05)
     with pytest.raises(EgressFailed) as caught:
         await exchange(PUBLIC, "POST", "https://example.com/", {}, b"", resolver=hanging)
     assert caught.value.kind == "dns"
 
 
 async def test_the_system_resolver_knows_localhost_and_not_a_name_that_cannot_be() -> None:
-    assert "127.0.0.1" in await connecting.system_resolver("localhost", 80)
+    assert "127.0.0.1" in await lookup.system_resolver("localhost", 80)
     with pytest.raises(OSError):
-        await connecting.system_resolver("name.invalid", 80)
+        await lookup.system_resolver("name.invalid", 80)
 
 
 async def test_hanging_look_ups_are_bounded_and_hold_no_shared_thread(
@@ -390,9 +391,9 @@ async def test_hanging_look_ups_are_bounded_and_hold_no_shared_thread(
         release.wait(20)
         raise OSError("the name server did not answer")
 
-    monkeypatch.setattr(connecting.socket, "getaddrinfo", hanging)
-    monkeypatch.setattr(connecting, "MOST_LOOKUPS", 8)
-    monkeypatch.setattr(connecting, "RESOLVE_S", 0.1)
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    monkeypatch.setattr(lookup, "MOST_LOOKUPS", 8)
+    monkeypatch.setattr(lookup, "RESOLVE_S", 0.1)
     started = time.monotonic()
     failures = await asyncio.gather(
         *(exchange(PUBLIC, "POST", f"https://h{n}.example/", {}, b"") for n in range(20)),
@@ -402,8 +403,8 @@ async def test_hanging_look_ups_are_bounded_and_hold_no_shared_thread(
     assert len(failures) == 20
     assert await asyncio.to_thread(lambda: "free") == "free"
     assert time.monotonic() - started < 5
-    assert connecting._lookups == 8
+    assert lookup._lookups == 8
     release.set()
     async with asyncio.timeout(5):
-        while connecting._lookups:
+        while lookup._lookups:
             await asyncio.sleep(0.01)

@@ -1,0 +1,119 @@
+"""A function's manifest as a user sends it and as the database keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from functions import faults, ids, later
+from functions.documents import load_json, load_yaml, pointer, strings
+from functions.egress import EgressPolicy, EgressRefused, check_url
+from functions.errors import Invalid, TooLarge
+from functions.faults import Fault
+from functions.fields import BAD_TEMPLATE, BAD_URL
+from functions.grammar import OUTCOMES, Callback, Manifest, Metadata, Retry, Spec
+from functions.jobspec import JobSpec
+from functions.params import ParamsSchema
+from functions.rendering import templates_of
+
+__all__ = ["OUTCOMES", "Callback", "Manifest", "Metadata", "Retry", "Spec", "parse_manifest", "stored_manifest"]
+
+LARGEST_BYTES = 1024 * 1024
+MOST_VALUES = 10_000
+MOST_LOOKUPS = 1000
+
+
+def parse_manifest(data: bytes, *, yaml: bool, policy: EgressPolicy) -> Manifest:
+    """Read what a user sent; raises ``Malformed``, or ``Invalid`` with a pointer to each fault."""
+    if len(data) > LARGEST_BYTES:
+        raise TooLarge(f"a manifest has at most {LARGEST_BYTES} bytes")
+    document = load_yaml(data) if yaml else load_json(data)
+    if not isinstance(document, dict):
+        raise Invalid("a manifest is a mapping with apiVersion, kind, metadata and spec", code="manifest_invalid")
+    if _more_values_than(document, MOST_VALUES):
+        raise Invalid(f"more than {MOST_VALUES} values, which no manifest has", code="manifest_invalid")
+    if sum(text.count("{{") for _, text in strings(document)) > MOST_LOOKUPS:
+        raise Invalid(f"more than {MOST_LOOKUPS} look-ups, which no manifest has", code="manifest_invalid")
+    served = later.TakenOut(document)
+    found = served.faults
+    document = _without_nulls(served.document, (), served)
+    manifest = None
+    try:
+        manifest = Manifest.model_validate(document, context={"policy": policy})
+    except ValidationError as error:
+        found += [one for one in faults.of_pydantic(error, Manifest) if one.pointer not in served.excused]
+    spec = document.get("spec")
+    schema = spec.get("params") if isinstance(spec, dict) else None
+    if isinstance(schema, dict):
+        found += [Fault("/spec/params" + one.pointer, one.message) for one in ParamsSchema(schema).faults()]
+    if manifest is not None and not found:
+        found += _lookup_faults(manifest.spec)
+        found += _address_faults(manifest.spec.job, policy)
+    faults.raise_all(found)
+    assert manifest is not None
+    return manifest
+
+
+def stored_manifest(document: Mapping[str, Any]) -> Manifest:
+    """What ``normalised`` wrote, read again."""
+    return Manifest.model_validate(document)
+
+
+def _lookup_faults(spec: Spec) -> list[Fault]:
+    """Look-ups of params that the schema never lets through."""
+    schema = ParamsSchema(spec.params)
+    return [
+        Fault(
+            pointer("spec", "job", *path), f"{lookup} can have no value: spec.params has no such property", BAD_TEMPLATE
+        )
+        for path, template in templates_of(spec.job)
+        for lookup in template.lookups
+        if lookup.path[0] == "params" and not schema.may_have(lookup.path[1:])
+    ]
+
+
+def _address_faults(job: JobSpec, policy: EgressPolicy) -> list[Fault]:
+    """Addresses of inputs that are the same for every job, and can never be fetched."""
+    found = []
+    for index, one in enumerate(job.files.inputs):
+        if one.url is None or one.url.lookups:
+            continue
+        at = pointer("spec", "job", "files", "inputs", index, "url")
+        url = str(one.url)
+        if url.startswith("artifact:"):
+            if ids.decode(ids.ARTIFACT, url.removeprefix("artifact:")) is None:
+                found.append(Fault(at, "not an artifact: write artifact:art_… as an upload or an output shows it"))
+            continue
+        try:
+            check_url(url, policy)
+        except EgressRefused as error:
+            found.append(Fault(at, error.message, BAD_URL))
+    return found
+
+
+def _without_nulls(value: Any, at: tuple[str | int, ...], seen: later.TakenOut) -> Any:
+    """A key without a value is forgotten rather than meant; ``null`` has a meaning in ``params`` only."""
+    if isinstance(value, list):
+        return [_without_nulls(item, (*at, index), seen) for index, item in enumerate(value)]
+    if not isinstance(value, dict) or at == ("spec", "params"):
+        return value
+    for key in [key for key, item in value.items() if item is None]:
+        seen.faults.append(Fault(pointer(*at, key), "has no value: give it one, or leave the key out"))
+        seen.excused.add(pointer(*at, key))
+    return {key: _without_nulls(item, (*at, key), seen) for key, item in value.items() if item is not None}
+
+
+def _more_values_than(document: Any, most: int) -> bool:
+    """Whether it has more keys and values than that; costs no more than the answer needs."""
+    count = 0
+    stack = [document]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, (dict, list)):
+            count += len(item)
+            if count > most:
+                return True
+            stack.extend(item.values() if isinstance(item, dict) else item)
+    return False

@@ -1,0 +1,203 @@
+"""Functions by name: apply a manifest, look up, list, delete, roll back. Writes ``functions``.
+
+A function has its metadata, which the last apply set, and points at its current version. A deleted one keeps its
+versions for the jobs that they made, and its name is free.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from functions import ids, versions
+from functions.db import Connection, Row
+from functions.errors import NotFound
+from functions.ids import FunctionId, ProjectId
+from functions.manifest import Manifest, Metadata
+from functions.versions import Version, function_not_found, require_name
+
+MOST_NUMBER = 2**31 - 1
+
+LOCK_FUNCTION = """
+-- lock_function
+SELECT id, current_number, description, labels
+  FROM functions
+ WHERE project_id = $1 AND name = $2 AND deleted_at IS NULL
+   FOR UPDATE
+"""
+
+ADD_FUNCTION = """
+-- add_function
+INSERT INTO functions (id, project_id, name, current_number, description, labels) VALUES ($1, $2, $3, 1, $4, $5)
+ON CONFLICT (project_id, name) WHERE deleted_at IS NULL DO NOTHING
+RETURNING id
+"""
+
+UPDATE_FUNCTION = """
+-- update_function
+UPDATE functions SET description = $2, labels = $3, current_number = coalesce($4, current_number), updated_at = now()
+ WHERE id = $1
+"""
+
+CURRENT_VERSION = """
+-- current_version
+SELECT v.id, v.image_digest
+  FROM functions
+  LEFT JOIN function_versions v
+    ON v.function_id = functions.id AND v.number = coalesce($3::int, functions.current_number)
+ WHERE functions.project_id = $1 AND functions.name = $2 AND functions.deleted_at IS NULL
+"""
+
+GET_FUNCTION = """
+-- get_function
+SELECT functions.*, v.id AS version_id, v.image_digest
+  FROM functions JOIN function_versions v ON v.function_id = functions.id AND v.number = functions.current_number
+ WHERE functions.project_id = $1 AND functions.name = $2 AND functions.deleted_at IS NULL
+"""
+
+LIST_FUNCTIONS = """
+-- list_functions
+SELECT functions.*, v.id AS version_id, v.image_digest
+  FROM functions JOIN function_versions v ON v.function_id = functions.id AND v.number = functions.current_number
+ WHERE functions.project_id = $1 AND functions.deleted_at IS NULL AND ($3::uuid IS NULL OR functions.id < $3)
+ ORDER BY functions.id DESC
+ LIMIT $2
+"""
+
+DELETE_FUNCTION = """
+-- delete_function
+UPDATE functions SET deleted_at = now(), updated_at = now()
+ WHERE project_id = $1 AND name = $2 AND deleted_at IS NULL
+RETURNING id
+"""
+
+ROLL_BACK = """
+-- roll_back
+UPDATE functions SET current_number = v.number, updated_at = now()
+  FROM function_versions v
+ WHERE functions.project_id = $1 AND functions.name = $2 AND functions.deleted_at IS NULL
+   AND v.function_id = functions.id AND v.number = $3
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRow:
+    """``version`` is the current one; its manifest has the metadata of the function as it is now."""
+
+    id: FunctionId
+    name: str
+    version: Version
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """``created``: there was no function of this name. ``changed``: something of it is not as it was."""
+
+    function: FunctionRow
+    created: bool
+    changed: bool
+
+
+async def apply(conn: Connection, project: ProjectId, manifest: Manifest) -> Applied:
+    """Make the function what the manifest says, in one transaction; safe beside other applies of the same name.
+
+    Another spec than the current one becomes a version, also if an earlier version had it; other metadata changes
+    the function only.
+    """
+    name, metadata = manifest.metadata.name, manifest.metadata
+    labels = json.dumps(metadata.labels, ensure_ascii=False, sort_keys=True)
+    async with conn.transaction():
+        created = False
+        while (held := await _lock(conn, project, name)) is None:
+            function = FunctionId(ids.new_uuid7())
+            # Nothing is written when somebody else has just made it: then it can be locked now.
+            if await conn.fetchval(ADD_FUNCTION, function, project, name, metadata.description, labels):
+                created = True
+        function = held["id"]
+        number = None
+        # Not read with the lock: who waits for a lock gets the new row, joined with others as they were before.
+        if await versions.hash_at(conn, function, held["current_number"]) != versions.hash_of(manifest):
+            number = await versions.add(conn, project, function, manifest)
+        changed = number is not None or (held["description"], json.loads(held["labels"])) != (
+            metadata.description,
+            metadata.labels,
+        )
+        if changed and not created:
+            await conn.execute(UPDATE_FUNCTION, function, metadata.description, labels, number)
+        return Applied(await get(conn, project, name), created, changed)
+
+
+async def current(conn: Connection, project: ProjectId, name: str, *, number: int | None = None) -> Version:
+    """The function's current version, or the one of that number; raises ``NotFound``."""
+    require_name(name)
+    row = await conn.fetchrow(CURRENT_VERSION, project, name, None if number is None else _number(name, number))
+    if row is None:
+        raise function_not_found(name)
+    if row["id"] is None:
+        raise _version_not_found(name, number)
+    return (await versions.with_digests(conn, {row["id"]: row["image_digest"]}))[row["id"]]
+
+
+async def get(conn: Connection, project: ProjectId, name: str) -> FunctionRow:
+    """Raises ``NotFound``."""
+    require_name(name)
+    rows = await conn.fetch(GET_FUNCTION, project, name)
+    if not rows:
+        raise function_not_found(name)
+    return (await _functions(conn, rows))[0]
+
+
+async def list_functions(
+    conn: Connection, project: ProjectId, *, limit: int, before: FunctionId | None
+) -> list[FunctionRow]:
+    """Functions that are not deleted, newest first, those made before ``before``."""
+    return await _functions(conn, await conn.fetch(LIST_FUNCTIONS, project, limit, before))
+
+
+async def delete(conn: Connection, project: ProjectId, name: str) -> FunctionId:
+    """Take the name away; raises ``NotFound``. Ending the function's jobs is up to the caller."""
+    require_name(name)
+    function = await conn.fetchval(DELETE_FUNCTION, project, name)
+    if function is None:
+        raise function_not_found(name)
+    return FunctionId(function)
+
+
+async def rollback(conn: Connection, project: ProjectId, name: str, number: int) -> FunctionRow:
+    """Make an earlier version the current one again; raises ``NotFound``. The next new one gets a number of its own."""
+    require_name(name)
+    if await conn.execute(ROLL_BACK, project, name, _number(name, number)) == "UPDATE 0":
+        await get(conn, project, name)  # raises if it is the function that is missing
+        raise _version_not_found(name, number)
+    return await get(conn, project, name)
+
+
+async def _lock(conn: Connection, project: ProjectId, name: str) -> Row | None:
+    return await conn.fetchrow(LOCK_FUNCTION, project, name)
+
+
+async def _functions(conn: Connection, rows: Sequence[Row]) -> list[FunctionRow]:
+    found = await versions.with_digests(conn, {row["version_id"]: row["image_digest"] for row in rows})
+    return [_function(row, found[row["version_id"]]) for row in rows]
+
+
+def _function(row: Row, version: Version) -> FunctionRow:
+    metadata = Metadata(name=row["name"], description=row["description"], labels=json.loads(row["labels"]))
+    manifest = version.manifest.model_copy(update={"metadata": metadata})
+    return FunctionRow(
+        row["id"], row["name"], replace(version, manifest=manifest), row["created_at"], row["updated_at"]
+    )
+
+
+def _number(name: str, number: int) -> int:
+    if not 1 <= number <= MOST_NUMBER:
+        raise _version_not_found(name, number)
+    return number
+
+
+def _version_not_found(name: str, number: int | None) -> NotFound:
+    return NotFound(f"function {name} has no version {number}", code="version_not_found")
