@@ -20,6 +20,13 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 7_236_501_442  # any number, so long as every release uses the same
 OLDEST_POSTGRES = 140_000
 ACQUIRE_S = 5.0
+HOT_PATH = {
+    # Planning takes longer than running; and the plan must be the one for any values, at any size of the tables.
+    "plan_cache_mode": "force_generic_plan",
+    **dict.fromkeys(
+        ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin"), "off"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ class PlainConnection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class PatientPool(asyncpg.Pool):  # type: ignore[misc]
-    """Waits ``ACQUIRE_S`` for a connection, then raises ``TimeoutError``: nobody may hang on a database that is away."""
+    """Waits ``ACQUIRE_S`` for a connection, then raises ``TimeoutError``: nobody hangs on a database that is away."""
 
     __slots__ = ()
 
@@ -111,8 +118,8 @@ async def open_pool(
 ) -> Pool:
     """A pool of connections; raises ``Unavailable`` in one line when the server cannot be reached.
 
-    ``hot_path`` turns off what the planner may only choose by mistake there: a plan that was cached while the queue
-    was empty would otherwise scan it for ever (QUEUE, trap 6).
+    ``hot_path`` keeps one plan for each statement and turns off what the planner may only choose by mistake there: a
+    plan that was made while the queue was empty would otherwise read all of it for ever (QUEUE, trap 6).
     """
     server_settings = {
         "application_name": "rgrid",
@@ -124,7 +131,7 @@ async def open_pool(
         "tcp_keepalives_count": "3",
     }
     if hot_path:
-        server_settings |= {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_sort": "off"}
+        server_settings |= HOT_PATH
     pool = PatientPool(
         url, connection_class=PlainConnection, record_class=asyncpg.Record,
         init_size=min_size, min_size=min_size, max_size=max_size, max_queries=50_000,
@@ -133,5 +140,5 @@ async def open_pool(
     )  # fmt: skip
     try:
         return await pool
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+    except (OSError, OverflowError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
         raise Unavailable(f"PostgreSQL does not answer: {error or type(error).__name__}") from error

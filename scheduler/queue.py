@@ -24,31 +24,33 @@ ENQUEUE_JOBS = """
 WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
-        $9::uuid[], $10::text[], $11::int[], $12::interval[], $13::text[], $14::bytea[]
+        $9::uuid[], $10::text[], $11::int[], $12::interval[], $13::text[], $14::bytea[], $15::text[]
     ) WITH ORDINALITY AS i (
         job_id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
-        retried_from, traceparent, cls, delay, key, body_hash, ord)
+        retried_from, traceparent, cls, delay, key, body_hash, key_id, ord)
 ), keyed AS (
     INSERT INTO idempotency_keys (project_id, function_id, key, body_hash, job_id, expires_at)
     SELECT project_id, function_id, key, body_hash, job_id, now() + interval '24 hours' FROM input
      WHERE key IS NOT NULL
+     ORDER BY project_id, function_id, key   -- one order for all, or two statements wait for each other's keys
     ON CONFLICT DO NOTHING
     RETURNING job_id
 ), accepted AS (
     SELECT * FROM input WHERE key IS NULL OR job_id IN (SELECT job_id FROM keyed)
 ), written AS (
     INSERT INTO jobs (id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
-                      retried_from, traceparent)
+                      retried_from, traceparent, key_id)
     SELECT job_id, project_id, function_id, version_id, trigger::json, params::json, callback_url,
-           string_to_array(callback_events, ','), retried_from, traceparent
+           string_to_array(callback_events, ','), retried_from, traceparent, key_id
       FROM accepted
 ), tagged AS (
     SELECT a.job_id, a.project_id, a.cls, flows.pool,
            greatest(flows.f, pool_clocks.v)
            + row_number() OVER (PARTITION BY a.project_id ORDER BY a.ord) / flows.weight AS vt
+      -- Outer joins: a project without its rows must fail the statement (vt is NULL), not lose the job.
       FROM accepted a
-      JOIN flows ON flows.project_id = a.project_id
-      JOIN pool_clocks ON pool_clocks.pool = flows.pool
+      LEFT JOIN flows ON flows.project_id = a.project_id
+      LEFT JOIN pool_clocks ON pool_clocks.pool = flows.pool
      WHERE a.delay IS NULL
 ), free AS (
     -- Skipping a locked flow costs a little fairness among requests of one instant; waiting for it costs 3 x the rate.
@@ -63,10 +65,10 @@ WITH input AS (
 ), delayed AS (
     INSERT INTO waiting_jobs (job_id, pool, project_id, cls, attempt, losses, stage, due_at)
     SELECT a.job_id, flows.pool, a.project_id, a.cls, 0, 0, 'delayed', now() + a.delay
-      FROM accepted a JOIN flows ON flows.project_id = a.project_id
+      FROM accepted a LEFT JOIN flows ON flows.project_id = a.project_id
      WHERE a.delay IS NOT NULL
 )
-SELECT job_id FROM accepted
+SELECT job_id, now() AS created_at FROM accepted
 """
 
 FIND_IDEMPOTENT = """
@@ -94,18 +96,22 @@ WITH alive AS (
          ORDER BY vt, job_id LIMIT 1) head
      WHERE head.queued_at < now() - $6::interval
 ), head AS (
-    SELECT r.* FROM unnest($2::bigint[]) p (pool) CROSS JOIN generate_series(1, $7::int) c (cls)
+    SELECT p.ord, r.* FROM unnest($2::bigint[]) WITH ORDINALITY p (pool, ord)
+     CROSS JOIN generate_series(1, least($3::int, $4::int)) c (cls)
      CROSS JOIN LATERAL (
-        SELECT job_id, vt, ready_jobs.cls AS size FROM ready_jobs
+        SELECT project_id, job_id, vt, ready_jobs.cls AS size FROM ready_jobs
          WHERE pool = p.pool AND lane = 0 AND ready_jobs.cls = c.cls
-         ORDER BY vt, job_id LIMIT $3
+         ORDER BY vt, job_id LIMIT $3::int / c.cls
            FOR UPDATE SKIP LOCKED) r
      WHERE EXISTS (SELECT 1 FROM alive) AND NOT EXISTS (SELECT 1 FROM patient)
+), turns AS (
+    -- Virtual times of two pools have nothing to do with each other: several pools take turns.
+    SELECT *, row_number() OVER (PARTITION BY ord ORDER BY vt, job_id) AS turn FROM head
 ), picked AS (
-    SELECT job_id, sum(size) OVER (ORDER BY vt, job_id ROWS UNBOUNDED PRECEDING) AS used FROM head
+    SELECT project_id, job_id, sum(size) OVER (ORDER BY turn, ord ROWS UNBOUNDED PRECEDING) AS used FROM turns
 ), taken AS (
     DELETE FROM ready_jobs USING picked
-     WHERE ready_jobs.job_id = picked.job_id AND picked.used <= $3
+     WHERE ready_jobs.project_id = picked.project_id AND ready_jobs.job_id = picked.job_id AND picked.used <= $3
     RETURNING ready_jobs.*
 ), leased AS (
     INSERT INTO leases (job_id, token, node_id, pool, project_id, lane, cls, attempt, losses, queued_at, expires_at)
@@ -128,10 +134,15 @@ HEARTBEAT = """
 -- heartbeat
 WITH seen AS (
     UPDATE nodes SET last_seen_at = now() WHERE id = $1 AND state <> 'gone'
+), mine AS (
+    -- An index is read in its order, also for an array: rows are locked by id, as a cancel locks them, or the two
+    -- statements would wait for each other.
+    SELECT 1 FROM leases WHERE job_id = ANY ($3) FOR NO KEY UPDATE
 )
 UPDATE leases SET expires_at = now() + $2::interval, progress = r.progress, timeline = r.timeline::json
   FROM unnest($3::uuid[], $4::uuid[], $5::real[], $6::text[]) r (job_id, token, progress, timeline)
  WHERE leases.job_id = r.job_id AND leases.token = r.token AND leases.node_id = $1
+   AND (SELECT count(*) FROM mine) > 0
 RETURNING leases.job_id, leases.cancel_requested
 """
 
@@ -141,28 +152,39 @@ SELECT leases.job_id, leases.project_id, leases.attempt, leases.losses, leases.c
        jobs.version_id, jobs.callback_url, jobs.callback_events
   FROM leases JOIN jobs ON jobs.id = leases.job_id
  WHERE leases.job_id = $1 AND leases.token = $2 AND leases.node_id = $3
+   FOR UPDATE OF leases
+"""
+
+HELD_BY = """
+-- held_by_node
+SELECT job_id, token FROM leases WHERE node_id = $1
 """
 
 FINISH_JOBS = """
 -- finish_jobs
 WITH report AS (
-    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[])
-        r (job_id, token, status, exit_code, error, result, timeline, rejected)
+    SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
+                         $9::boolean[], $10::text[])
+        r (job_id, token, status, exit_code, error, result, timeline, rejected, reported, deliveries)
 ), held AS (
-    DELETE FROM leases USING report
-     WHERE leases.job_id = report.job_id AND leases.token = report.token
-    RETURNING leases.*
+    -- What was reported comes back with each lease: joining it again would be quadratic (hash joins are off here).
+    DELETE FROM leases USING report r
+     WHERE leases.job_id = r.job_id AND leases.token = r.token
+    RETURNING leases.job_id, leases.project_id, leases.attempt, leases.losses, leases.token, leases.node_id,
+              leases.queued_at, leases.leased_at, r.status, r.exit_code, r.error, r.result, r.timeline, r.rejected,
+              r.reported, r.deliveries
 ), ended AS (
     INSERT INTO outcomes (job_id, project_id, status, attempt, losses, token, exit_code, error, result, node_id,
                           queued_at, leased_at, timeline, rejected)
-    SELECT held.job_id, held.project_id, r.status, held.attempt, held.losses, held.token, r.exit_code, r.error::json,
-           r.result::json, held.node_id, held.queued_at, held.leased_at, r.timeline::json, r.rejected::json
-      FROM held JOIN report r ON r.job_id = held.job_id
+    SELECT job_id, project_id, status, attempt, losses, CASE WHEN reported THEN token END, exit_code, error::json,
+           result::json, node_id, queued_at, leased_at, timeline::json, rejected::json
+      FROM held
 ), told AS (
     INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
-    SELECT d.id, held.project_id, d.job_id, d.type, d.url, d.endpoint
-      FROM unnest($9::uuid[], $10::uuid[], $11::text[], $12::text[], $13::text[]) d (id, job_id, type, url, endpoint)
-      JOIN held ON held.job_id = d.job_id
+    SELECT d.id, held.project_id, held.job_id, d.type, d.url, d.endpoint
+      FROM held CROSS JOIN LATERAL json_to_recordset(held.deliveries::json)
+        AS d (id uuid, type text, url text, endpoint text)
+     WHERE held.deliveries IS NOT NULL
 )
 SELECT job_id FROM held
 """
@@ -174,19 +196,17 @@ WITH report AS (
         r (job_id, token, exit_code, error, timeline, delay)
 ), held AS (
     DELETE FROM leases USING report
-     WHERE leases.job_id = report.job_id AND leases.token = report.token
-    RETURNING leases.*
+     WHERE leases.job_id = report.job_id AND leases.token = report.token AND NOT leases.cancel_requested
+    RETURNING leases.*, report.exit_code, report.error, report.timeline AS reported_timeline, report.delay
 ), noted AS (
     INSERT INTO job_attempts (job_id, attempt, project_id, token, node_id, exit_code, error, queued_at, leased_at,
                               next_at, timeline)
-    SELECT held.job_id, held.attempt, held.project_id, held.token, held.node_id, r.exit_code, r.error::json,
-           held.queued_at, held.leased_at, now() + r.delay, r.timeline::json
-      FROM held JOIN report r ON r.job_id = held.job_id
+    SELECT job_id, attempt, project_id, token, node_id, exit_code, error::json, queued_at, leased_at, now() + delay,
+           reported_timeline::json
+      FROM held
 ), waiting AS (
     INSERT INTO waiting_jobs (job_id, pool, project_id, lane, cls, attempt, losses, stage, due_at)
-    SELECT held.job_id, held.pool, held.project_id, held.lane, held.cls, held.attempt, held.losses, 'retry',
-           now() + r.delay
-      FROM held JOIN report r ON r.job_id = held.job_id
+    SELECT job_id, pool, project_id, lane, cls, attempt, losses, 'retry', now() + delay FROM held
 )
 SELECT job_id FROM held
 """
@@ -198,18 +218,17 @@ WITH report AS (
 ), held AS (
     DELETE FROM leases USING report
      WHERE leases.job_id = report.job_id AND leases.token = report.token AND NOT leases.cancel_requested
-    RETURNING leases.*
+    RETURNING leases.*, report.error
 ), noted AS (
     INSERT INTO job_attempts (job_id, attempt, project_id, token, node_id, error, queued_at, leased_at, next_at,
                               timeline)
-    SELECT held.job_id, held.attempt, held.project_id, held.token, held.node_id, r.error::json, held.queued_at,
-           held.leased_at, now(), held.timeline
-      FROM held JOIN report r ON r.job_id = held.job_id
+    SELECT job_id, attempt, project_id, token, node_id, error::json, queued_at, leased_at, now(), timeline FROM held
 ), ready AS (
     -- The virtual time of now: the job has had its turn in the order once, and it must not wait for the backlog again.
     INSERT INTO ready_jobs (job_id, vt, pool, project_id, lane, cls, attempt, losses)
-    SELECT held.job_id, pool_clocks.v, held.pool, held.project_id, held.lane, held.cls, held.attempt, held.losses + 1
-      FROM held JOIN pool_clocks ON pool_clocks.pool = held.pool
+    SELECT held.job_id, coalesce(pool_clocks.v, 0), held.pool, held.project_id, held.lane, held.cls, held.attempt,
+           held.losses + 1
+      FROM held LEFT JOIN pool_clocks ON pool_clocks.pool = held.pool
 )
 SELECT job_id FROM held
 """
@@ -227,15 +246,18 @@ SELECT leases.job_id, leases.token, leases.project_id, leases.node_id, leases.at
 PROMOTE_JOBS = """
 -- promote_jobs
 WITH due AS (
-    SELECT job_id FROM waiting_jobs WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT project_id, job_id FROM waiting_jobs WHERE due_at <= now() ORDER BY due_at LIMIT $1
+       FOR UPDATE SKIP LOCKED
 ), moved AS (
-    DELETE FROM waiting_jobs USING due WHERE waiting_jobs.job_id = due.job_id RETURNING waiting_jobs.*
+    DELETE FROM waiting_jobs USING due
+     WHERE waiting_jobs.project_id = due.project_id AND waiting_jobs.job_id = due.job_id
+    RETURNING waiting_jobs.*
 ), tagged AS (
-    SELECT m.*, greatest(flows.f, pool_clocks.v)
-           + row_number() OVER (PARTITION BY m.project_id ORDER BY m.due_at, m.job_id) / flows.weight AS vt
+    SELECT m.*, greatest(flows.f, pool_clocks.v, 0)
+           + row_number() OVER (PARTITION BY m.project_id ORDER BY m.due_at, m.job_id) / coalesce(flows.weight, 1) AS vt
       FROM moved m
-      JOIN flows ON flows.project_id = m.project_id
-      JOIN pool_clocks ON pool_clocks.pool = m.pool
+      LEFT JOIN flows ON flows.project_id = m.project_id
+      LEFT JOIN pool_clocks ON pool_clocks.pool = m.pool
 ), top AS (
     SELECT project_id, max(vt) AS vt FROM tagged GROUP BY project_id
 ), free AS (
@@ -251,12 +273,25 @@ RETURNING job_id
 
 CANCEL_JOBS = """
 -- cancel_jobs
-WITH ready AS (
-    DELETE FROM ready_jobs WHERE job_id = ANY ($2) AND project_id = $1 RETURNING job_id, attempt, losses, queued_at
+WITH mine AS (
+    -- One cancel of a project at a time: two of them might take the same jobs in two orders, and wait for each other.
+    SELECT project_id, pool FROM flows WHERE project_id = $1 FOR NO KEY UPDATE
+), ready AS (
+    DELETE FROM ready_jobs WHERE project_id = (SELECT project_id FROM mine) AND job_id = ANY ($2)
+    RETURNING job_id, attempt, losses, queued_at
 ), waiting AS (
-    DELETE FROM waiting_jobs WHERE job_id = ANY ($2) AND project_id = $1 RETURNING job_id, attempt, losses
+    DELETE FROM waiting_jobs WHERE project_id = (SELECT project_id FROM mine) AND job_id = ANY ($2)
+    RETURNING job_id, attempt, losses
+), held AS (
+    SELECT job_id FROM leases WHERE project_id = (SELECT project_id FROM mine) AND job_id = ANY ($2)
+     ORDER BY job_id FOR NO KEY UPDATE
 ), leased AS (
-    UPDATE leases SET cancel_requested = true WHERE job_id = ANY ($2) AND project_id = $1 RETURNING job_id
+    UPDATE leases SET cancel_requested = true WHERE job_id = ANY (ARRAY(SELECT job_id FROM held)) RETURNING job_id
+), rewound AS (
+    -- Jobs that were never served must not set the project back behind the others.
+    UPDATE flows SET f = greatest(flows.f - (SELECT count(*) FROM ready) / flows.weight, pool_clocks.v)
+      FROM mine JOIN pool_clocks ON pool_clocks.pool = mine.pool
+     WHERE flows.project_id = mine.project_id AND EXISTS (SELECT 1 FROM ready)
 )
 SELECT job_id, attempt, losses, queued_at, false AS leased FROM ready
 UNION ALL SELECT job_id, attempt, losses, NULL, false FROM waiting
@@ -286,19 +321,29 @@ SELECT waiting_jobs.job_id FROM waiting_jobs JOIN jobs ON jobs.id = waiting_jobs
 
 FORGET_KEYS = """
 -- forget_keys
-DELETE FROM idempotency_keys WHERE (project_id, function_id, key) IN (
-    SELECT project_id, function_id, key FROM idempotency_keys
-     WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM idempotency_keys WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
 """
 
 
 @dataclass(frozen=True, slots=True)
+class InputUrl:
+    """Where an input file comes from; ``pointer`` says which param (or place in the manifest) holds the URL."""
+
+    pointer: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
-    """One job as it goes into the queue. ``trigger`` and ``params`` are JSON text; ``delay`` None is now."""
+    """One job as it goes into the queue. ``trigger`` and ``params`` are JSON text; ``delay`` None is now.
+
+    ``inputs`` are not stored: they are what ``check_inputs`` looks at first.
+    """
 
     id: JobId
     project_id: ProjectId
-    function_id: FunctionId
+    function_id: FunctionId | None
     version_id: VersionId
     trigger: str
     params: str
@@ -310,6 +355,8 @@ class NewJob:
     delay: timedelta | None = None
     idempotency_key: str | None = None
     body_hash: bytes | None = None
+    key_id: str | None = None
+    inputs: tuple[InputUrl, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +390,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a leased attempt ended for good. ``result`` is JSON text."""
+    """How a leased attempt ended for good. ``result`` is JSON text; ``reported`` is False when no node said so."""
 
     job_id: JobId
     token: UUID
@@ -353,6 +400,7 @@ class Ending:
     result: str | None = None
     timeline: Mapping[str, int] | None = None
     rejected: Sequence[Mapping[str, str]] = ()
+    reported: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,10 +452,11 @@ class VirtualClocks:
             await conn.execute(ADVANCE_CLOCK, pool, vt)
 
 
-async def enqueue(conn: Connection, jobs: Sequence[NewJob]) -> set[JobId]:
+async def enqueue(conn: Connection, jobs: Sequence[NewJob]) -> dict[JobId, datetime]:
     """Write jobs and make them claimable (or waiting, with a delay): one statement, durable when it returns.
 
-    Returns the ids that went in. One that is missing carries an idempotency key that is in use: see ``find_idempotent``.
+    Returns the ids that went in, and when. One that is missing carries an idempotency key that is in use: see
+    ``find_idempotent``.
     """
     rows = await conn.fetch(
         ENQUEUE_JOBS,
@@ -417,17 +466,20 @@ async def enqueue(conn: Connection, jobs: Sequence[NewJob]) -> set[JobId]:
         [None if job.callback_events is None else ",".join(job.callback_events) for job in jobs],
         [job.retried_from for job in jobs], [job.traceparent for job in jobs], [job.slots for job in jobs],
         [job.delay for job in jobs], [job.idempotency_key for job in jobs], [job.body_hash for job in jobs],
+        [job.key_id for job in jobs],
     )  # fmt: skip
-    return {row["job_id"] for row in rows}
+    return {row["job_id"]: row["created_at"] for row in rows}
 
 
-async def find_idempotent(conn: Connection, job: NewJob) -> tuple[JobId, bytes] | None:
-    """The job that this job's key made first, and the hash of its body; None when the key is free again."""
-    row = await conn.fetchrow(FIND_IDEMPOTENT, job.project_id, job.function_id, job.idempotency_key)
+async def find_idempotent(
+    conn: Connection, project: ProjectId, function: FunctionId, key: str
+) -> tuple[JobId, bytes] | None:
+    """The job that this key made first, and the hash of its body; None when the key is free, maybe again."""
+    row = await conn.fetchrow(FIND_IDEMPOTENT, project, function, key)
     if row is None:
         return None
     if row["expired"]:
-        await conn.execute(FORGET_IDEMPOTENT, job.project_id, job.function_id, job.idempotency_key)
+        await conn.execute(FORGET_IDEMPOTENT, project, function, key)
         return None
     return row["job_id"], row["body_hash"]
 
@@ -445,13 +497,11 @@ async def claim(
 ) -> list[Claimed]:
     """Lease ready jobs to ``node`` that together fill at most ``free_slots``, fairest first; empty when none fits.
 
-    ``lease`` is how long the node may stay silent. A job that needs more slots than are free, and has waited for
-    ``patience`` at the head of its class, makes the node wait for it. A draining node gets nothing.
+    ``pools`` take turns in the order given; each is named once. ``lease`` is how long the node may stay silent. A job
+    that needs more slots than are free, and has waited for ``patience`` at the head of its class, makes the node wait
+    for it. A draining node gets nothing.
     """
-    largest = min(free_slots, node_slots)
-    rows = await conn.fetch(
-        CLAIM_JOBS, node, list(pools), free_slots, node_slots, lease, patience, min(largest, MAX_CLASSES)
-    )
+    rows = await conn.fetch(CLAIM_JOBS, node, list(pools), free_slots, node_slots, lease, patience)
     for pool in {row["pool"] for row in rows}:
         await clocks.saw(conn, pool, max(row["vt"] for row in rows if row["pool"] == pool))
     return [
@@ -461,10 +511,6 @@ async def claim(
         )
         for row in rows
     ]  # fmt: skip
-
-
-MAX_CLASSES = 16
-"""Size classes that one claim looks at; each costs an index probe. Slots a job can ask for are bounded likewise."""
 
 
 async def heartbeat(
@@ -486,12 +532,20 @@ async def heartbeat(
 
 
 async def find_held(conn: Connection, node: NodeId, job: JobId, token: UUID) -> Held | None:
-    """The lease of this job, if ``node`` still holds it by ``token``."""
+    """The lease of this job, if ``node`` still holds it by ``token``.
+
+    It is locked until the transaction's end: of two equal reports the second one sees what became of the first.
+    """
     row = await conn.fetchrow(HELD, job, token, node)
     if row is None:
         return None
     events = row["callback_events"]
     return Held(**{**row, "callback_events": None if events is None else tuple(events)})
+
+
+async def held_by(conn: Connection, node: NodeId) -> list[tuple[JobId, UUID]]:
+    """Every lease that the node holds: job and token."""
+    return [(row["job_id"], row["token"]) for row in await conn.fetch(HELD_BY, node)]
 
 
 async def finish(
@@ -501,20 +555,26 @@ async def finish(
 
     A job that is missing was offered to another node: its report must be refused.
     """
+    told: dict[JobId, list[dict[str, str]]] = {}
+    for new in deliveries:
+        row = {"id": str(new.id), "type": new.type, "url": new.url, "endpoint": new.endpoint}
+        told.setdefault(new.job_id, []).append(row)
     rows = await conn.fetch(
         FINISH_JOBS,
         [end.job_id for end in endings], [end.token for end in endings], [end.status for end in endings],
         [end.exit_code for end in endings], [None if end.error is None else json.dumps(end.error) for end in endings],
         [end.result for end in endings], [json.dumps(end.timeline or {}) for end in endings],
-        [json.dumps(end.rejected) for end in endings],
-        [new.id for new in deliveries], [new.job_id for new in deliveries], [new.type for new in deliveries],
-        [new.url for new in deliveries], [new.endpoint for new in deliveries],
+        [json.dumps(end.rejected) for end in endings], [end.reported for end in endings],
+        [json.dumps(told[end.job_id]) if end.job_id in told else None for end in endings],
     )  # fmt: skip
     return {row["job_id"] for row in rows}
 
 
 async def retry(conn: Connection, ending: Ending, delay: timedelta) -> bool:
-    """End a leased attempt and let the job wait ``delay`` for the next one; False if the token no longer held."""
+    """End a leased attempt and let the job wait ``delay`` for the next one.
+
+    False if the token no longer held, or if a cancel has come meanwhile.
+    """
     rows = await conn.fetch(
         RETRY_JOBS, [ending.job_id], [ending.token], [ending.exit_code], [json.dumps(ending.error)],
         [json.dumps(ending.timeline or {})], [delay],
@@ -522,14 +582,16 @@ async def retry(conn: Connection, ending: Ending, delay: timedelta) -> bool:
     return bool(rows)
 
 
-async def requeue(conn: Connection, leases: Sequence[tuple[JobId, UUID]], error: Mapping[str, Any]) -> set[JobId]:
-    """Make leased jobs ready again at once: their attempt counts as lost, not as one of the user's.
+async def requeue(conn: Connection, leases: Sequence[tuple[JobId, UUID, Mapping[str, Any]]]) -> set[JobId]:
+    """Make leased jobs (job, token, error) ready again at once: the attempt counts as lost, not as one of the user's.
 
     Jobs with a cancel pending are left alone.
     """
+    leases = sorted(leases, key=lambda each: each[0])
     rows = await conn.fetch(
-        REQUEUE_JOBS, [job for job, _ in leases], [token for _, token in leases], [json.dumps(error)] * len(leases)
-    )
+        REQUEUE_JOBS, [job for job, *_ in leases], [token for _, token, _ in leases],
+        [json.dumps(error) for *_, error in leases],
+    )  # fmt: skip
     return {row["job_id"] for row in rows}
 
 
@@ -558,10 +620,11 @@ async def take_out(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) 
 async def end_unleased(
     conn: Connection,
     project: ProjectId,
-    status: str,
-    error: Mapping[str, Any] | None,
     jobs: Sequence[Unleased],
-    deliveries: Sequence[NewDelivery],
+    *,
+    status: str,
+    error: Mapping[str, Any] | None = None,
+    deliveries: Sequence[NewDelivery] = (),
 ) -> None:
     """Record the outcome of jobs that ``take_out`` returned, in its transaction."""
     await conn.execute(

@@ -16,11 +16,13 @@ from functions import ids
 from functions.artifacts import Artifact, outputs_of
 from functions.db import Connection, Row
 from functions.ids import JobId, ProjectId
+from functions.versions import Version
+from scheduler.queue import NewJob
 
 JOB_ROWS = """
 -- job_rows
 SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, jobs.batch_id, jobs.retried_from,
-       jobs.created_at, functions.name AS function, function_versions.number AS version,
+       jobs.created_at, jobs.key_id, functions.name AS function, function_versions.number AS version,
        (function_versions.manifest #>> '{spec,retry,attempts}')::int AS attempts,
        CASE WHEN outcomes.job_id IS NOT NULL THEN outcomes.status
             WHEN leases.job_id IS NOT NULL THEN 'running'
@@ -39,8 +41,8 @@ SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, j
   LEFT JOIN functions ON functions.id = jobs.function_id
   LEFT JOIN outcomes ON outcomes.job_id = jobs.id
   LEFT JOIN leases ON leases.job_id = jobs.id
-  LEFT JOIN ready_jobs ON ready_jobs.job_id = jobs.id
-  LEFT JOIN waiting_jobs ON waiting_jobs.job_id = jobs.id
+  LEFT JOIN ready_jobs ON ready_jobs.project_id = jobs.project_id AND ready_jobs.job_id = jobs.id
+  LEFT JOIN waiting_jobs ON waiting_jobs.project_id = jobs.project_id AND waiting_jobs.job_id = jobs.id
  ORDER BY wanted.ord
 """
 
@@ -68,6 +70,33 @@ class JobRecord:
     @property
     def finished(self) -> bool:
         return self.row["finished_at"] is not None
+
+
+NOT_YET = ("leased_at", "node_id", "timeline", "progress", "finished_at", "exit_code", "error", "result")
+
+
+def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord:
+    """The record of a job that was written just now: what ``read_jobs`` would read, without asking the database."""
+    row = dict.fromkeys(NOT_YET) | {
+        "id": job.id,
+        "project_id": job.project_id,
+        "trigger": job.trigger,
+        "params": job.params,
+        "callback_url": job.callback_url,
+        "batch_id": None,
+        "retried_from": job.retried_from,
+        "created_at": created_at,
+        "key_id": job.key_id,
+        "function": version.function_name,
+        "version": version.number,
+        "attempts": version.manifest.spec.retry.attempts,
+        "status": "queued" if job.delay is None else "scheduled",
+        "attempt": 0,
+        "losses": 0,
+        "queued_at": created_at if job.delay is None else None,
+        "due_at": None if job.delay is None else created_at + job.delay,
+    }
+    return JobRecord(job.id, row, ())
 
 
 async def read_jobs(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) -> list[JobRecord]:

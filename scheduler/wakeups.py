@@ -58,11 +58,12 @@ class Wakeups:
 
     def hint(self, topic: Topic) -> None:
         """Tell everyone, here at once and elsewhere within some tens of milliseconds. Call it after the commit."""
-        self._wake(topic)
+        self.wake(topic)
         self._outgoing.add(topic)
         self._flush.set()
 
-    def _wake(self, topic: Topic) -> None:
+    def wake(self, topic: Topic) -> None:
+        """Tell this process only."""
         event = self._events[topic]
         self._events[topic] = asyncio.Event()
         event.set()
@@ -71,7 +72,7 @@ class Wakeups:
         if channel == PROBE:
             self._probed.set()
         else:
-            self._wake(Topic(channel))
+            self.wake(Topic(channel))
 
     async def run(self) -> None:
         """Listen and notify until cancelled."""
@@ -80,6 +81,8 @@ class Wakeups:
             try:
                 conn = await asyncpg.connect(self._url, timeout=5, command_timeout=5)
                 try:
+                    # Else an idle connection that breaks is noticed by the next probe only.
+                    conn.add_termination_listener(lambda _: self._flush.set())
                     for channel in (*Topic, PROBE):
                         await conn.add_listener(channel, self._heard)
                     pause_s = 0.1

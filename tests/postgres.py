@@ -37,17 +37,21 @@ class Postgres:
     bin: Path
     port: int
     user: str | None
+    durable: bool = False
+    """Tests do without fsync; a benchmark must not."""
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def run(self, *command: str) -> None:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, user=self.user, cwd="/")
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        subprocess.run(command, check=True, user=self.user, cwd="/", **quiet)
 
     def start(self) -> None:
         self.run(
             str(self.bin / "pg_ctl"), "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-w", "start",
-            "-o", f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off",
+            "-o", f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+            + ("" if self.durable else " -c fsync=off"),
         )
 
     def stop(self, mode: str = "immediate") -> None:
@@ -65,7 +69,7 @@ class Postgres:
             await conn.close()
 
 
-def start_postgres(folder: Path, version: str) -> Postgres:
+def start_postgres(folder: Path, version: str, *, durable: bool = False) -> Postgres:
     user = None
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         user = "postgres"
@@ -75,7 +79,7 @@ def start_postgres(folder: Path, version: str) -> Postgres:
             subprocess.run(["useradd", "--system", "--home-dir", "/nonexistent", user], check=True)
         shutil.chown(folder, user)
         folder.chmod(0o755)
-    server = Postgres(folder, binaries(version), free_port(), user)
+    server = Postgres(folder, binaries(version), free_port(), user, durable)
     server.run(
         str(server.bin / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync",
         "-E", "UTF8", "--locale=C",

@@ -29,12 +29,15 @@ CREATE TABLE functions (
     project_id     bigint NOT NULL REFERENCES projects,
     name           text NOT NULL CHECK (name ~ '^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'),
     current_number int NOT NULL CHECK (current_number >= 1),
+    description    text NOT NULL DEFAULT '',  -- metadata belongs to the function: a change makes no version
+    labels         json NOT NULL DEFAULT '{}',
     created_at     timestamptz NOT NULL DEFAULT now(),
     updated_at     timestamptz NOT NULL DEFAULT now(),
     deleted_at     timestamptz
 );
 CREATE UNIQUE INDEX functions_name ON functions (project_id, name) WHERE deleted_at IS NULL;
 CREATE INDEX functions_any_name ON functions (project_id, name, id);
+CREATE INDEX functions_newest ON functions (project_id, id DESC) WHERE deleted_at IS NULL;
 
 -- Immutable but for the digest, which the first pull fixes. function_id is null for a job without a function.
 CREATE TABLE function_versions (
@@ -82,10 +85,11 @@ CREATE TABLE jobs (
     batch_id        uuid,
     retried_from    uuid,
     traceparent     text,
+    key_id          text,                     -- the API key that asked for it; null: the platform itself
     created_at      timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX jobs_by_project ON jobs (project_id, id DESC);
-CREATE INDEX jobs_by_function ON jobs (function_id, id DESC);
+CREATE INDEX jobs_by_function ON jobs (function_id, id);
 
 -- Fairness: a pool (account) has a virtual clock, a project in it the tag where its sequence has got to.
 CREATE TABLE pool_clocks (
@@ -113,11 +117,11 @@ CREATE TABLE ready_jobs (
     losses     int NOT NULL CHECK (losses BETWEEN 0 AND attempt),    -- of them, lost with their node
     queued_at  timestamptz NOT NULL DEFAULT now()
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
-CREATE UNIQUE INDEX ready_jobs_id ON ready_jobs (job_id);
+CREATE UNIQUE INDEX ready_jobs_id ON ready_jobs (project_id, job_id);   -- the project first: its list is in this order
 CREATE INDEX ready_jobs_next ON ready_jobs (pool, lane, cls, vt, job_id);
 
 CREATE TABLE waiting_jobs (
-    job_id     uuid PRIMARY KEY,
+    job_id     uuid NOT NULL,
     pool       bigint NOT NULL,
     project_id bigint NOT NULL,
     lane       smallint NOT NULL DEFAULT 0 CHECK (lane IN (0, 1)),
@@ -126,6 +130,7 @@ CREATE TABLE waiting_jobs (
     losses     int NOT NULL CHECK (losses BETWEEN 0 AND attempt),
     stage      text NOT NULL CHECK (stage IN ('delayed', 'retry')),
     due_at     timestamptz NOT NULL,
+    PRIMARY KEY (project_id, job_id),
     CHECK (stage = 'retry' OR attempt = 0)
 );
 CREATE INDEX waiting_jobs_due ON waiting_jobs (due_at);
@@ -251,7 +256,7 @@ CREATE TABLE deliveries (
     due_at      timestamptz NOT NULL DEFAULT now(),
     UNIQUE (job_id, type, url)
 );
-CREATE INDEX deliveries_due ON deliveries (due_at) WHERE state = 'pending';
+CREATE INDEX deliveries_due ON deliveries (project_id, endpoint, due_at) WHERE state = 'pending';
 CREATE INDEX deliveries_by_project ON deliveries (project_id, id DESC);
 
 CREATE TABLE delivery_attempts (

@@ -1,0 +1,146 @@
+"""The scheduler process: its rounds, what they need, and how they end.
+
+Any number of schedulers may run side by side: each round is a batch that skips what another one has in hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import structlog
+
+from functions import artifacts
+from functions.db import Pool
+from functions.egress import EgressPolicy
+from functions.errors import Unavailable
+from functions.s3 import S3Store
+from functions.sealing import Sealer
+from gateway.database import is_current, open_pool
+from gateway.links import JobLinks
+from gateway.services import s3_config
+from gateway.settings import Settings
+from nodes import registry
+from scheduler import queue
+from scheduler.loop import Round, run_rounds
+from scheduler.reaper import Sight, reap_once
+from scheduler.sending import Sender
+from scheduler.wakeups import Topic, Wakeups
+
+log = structlog.get_logger(__name__)
+
+STATEMENT_S = 30
+"""Longer than any round's statement; a connection that says nothing for so long is given up."""
+BATCH = 500
+SLOW_S = 60
+"""Between rounds that only tidy up."""
+ROUNDS_STOP_S, SENDER_STOP_S, POOL_STOP_S = 0.7, 0.4, 0.2
+"""How long what is under way may still take; ``rgrid up`` has 10 s for all of its processes."""
+
+
+async def serve_scheduler(settings: Settings) -> None:
+    """Run the rounds until SIGTERM or SIGINT; raises ``Unavailable``, in one line, when it cannot start."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(asked, stopping.set)
+    await schedule(settings, stopping)
+
+
+async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
+    """Run the rounds until ``stopping`` is set."""
+    sealer = Sealer(settings.secret_key.get_secret_value())
+    url = settings.database_url.get_secret_value()
+    wakeups = Wakeups(url)
+    async with (
+        _pool(url, hot_path=False) as pool,
+        _pool(url, hot_path=True) as hot_pool,
+        S3Store(s3_config(settings)) as store,
+    ):
+        async with pool.acquire() as conn:
+            if not await is_current(conn):
+                raise Unavailable("the database's schema is older than this release: run `rgrid migrate` first")
+        sender = Sender(
+            pool,
+            EgressPolicy(allow=settings.callback_allow),
+            sealer,
+            JobLinks(store, settings.base_url, settings.link_s),
+            changed=lambda: wakeups.wake(Topic.DELIVERY),
+        )
+        hints = asyncio.create_task(wakeups.run())
+        try:
+            log.info("scheduler started")
+            rounds = rounds_of(settings, wakeups, sender, pool=pool, hot_pool=hot_pool, store=store)
+            await run_rounds(rounds, stopping, grace_s=ROUNDS_STOP_S)
+            await sender.close(grace_s=SENDER_STOP_S)
+        finally:
+            hints.cancel()
+            with suppress(asyncio.CancelledError):
+                await hints
+    log.info("scheduler ended")
+
+
+def rounds_of(
+    settings: Settings, wakeups: Wakeups, sender: Sender, *, pool: Pool, hot_pool: Pool, store: artifacts.Store
+) -> list[Round]:
+    """Everything that the scheduler does, with its intervals."""
+    sight = Sight(settings.lease_s)
+    # An upload that its URL still lets through must find its row.
+    upload = timedelta(seconds=settings.upload_s) + timedelta(hours=1)
+
+    async def promote() -> bool:
+        async with hot_pool.acquire() as conn:
+            moved = await queue.promote(conn, limit=BATCH)
+        if moved:
+            wakeups.hint(Topic.READY)
+        return moved == BATCH
+
+    async def reap() -> bool:
+        reaped = await reap_once(pool, sight, limit=BATCH, max_losses=settings.max_losses)
+        if reaped.requeued:
+            wakeups.hint(Topic.READY)
+        if reaped.ended:
+            wakeups.hint(Topic.OUTCOME)
+            wakeups.hint(Topic.DELIVERY)
+        if reaped.requeued or reaped.ended:
+            log.warning("leases ran out", requeued=reaped.requeued, ended=reaped.ended)
+        return reaped.requeued + reaped.ended == BATCH
+
+    async def sweep() -> bool:
+        return await artifacts.sweep_once(pool, store, limit=BATCH, age=upload) == BATCH
+
+    async def forget_keys() -> bool:
+        async with pool.acquire() as conn:
+            return await queue.forget_keys(conn, limit=BATCH) == BATCH
+
+    async def forget_nodes() -> bool:
+        async with pool.acquire() as conn:
+            await registry.forget_unjoined(conn)
+        return False
+
+    return [
+        Round("promote", settings.poll_s, promote),
+        # Well within what its ``Sight`` takes for a gap, however short leases are.
+        Round("reap", min(settings.poll_s, settings.lease_s / 8), reap),
+        Round("deliver", settings.poll_s, sender.deliver_once, ticket=lambda: wakeups.ticket(Topic.DELIVERY)),
+        Round("sweep artifacts", SLOW_S, sweep),
+        Round("forget idempotency keys", SLOW_S, forget_keys),
+        Round("forget unjoined nodes", SLOW_S, forget_nodes),
+    ]
+
+
+@asynccontextmanager
+async def _pool(url: str, *, hot_path: bool) -> AsyncIterator[Pool]:
+    pool = await open_pool(url, hot_path=hot_path, command_timeout_s=STATEMENT_S)
+    try:
+        yield pool
+    finally:
+        # A statement that does not end must not keep the process.
+        try:
+            async with asyncio.timeout(POOL_STOP_S):
+                await pool.close()
+        except TimeoutError:
+            pool.terminate()

@@ -1,0 +1,358 @@
+"""A job's life: submit (the one door in), finish, release, cancel, retry.
+
+Every way in — HTTP, cron, hooks, chaining — prepares a ``NewJob`` and enters through ``submit``. Whatever ends a job
+writes its outcome, its files and its deliveries in one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from functions import artifacts, ids, versions
+from functions.db import Connection
+from functions.errors import Conflict, Invalid, LeaseLost, NotFound
+from functions.ids import ArtifactId, FunctionId, JobId, NodeId, ProjectId
+from functions.jobspec import JobSpec
+from functions.rendering import Rendered, render
+from functions.versions import Version
+from scheduler import queue
+from scheduler.callbacks import endpoints_of, event_of
+from scheduler.inputs import pointer_of
+from scheduler.queue import Ending, Held, InputUrl, NewDelivery, NewJob, Unleased
+from scheduler.retry import RetryPolicy, retry_delay
+
+CALLBACKS_OF = """
+-- callbacks_of
+SELECT id, version_id, callback_url, callback_events FROM jobs WHERE id = ANY ($1)
+"""
+
+# A lease that was taken back was not reported: whoever held it must not think that its report came first.
+REPORTED_BEFORE = """
+-- reported_before
+SELECT status FROM outcomes WHERE job_id = $1 AND token = $2
+UNION ALL
+SELECT 'scheduled' FROM job_attempts
+ WHERE job_id = $1 AND token = $2 AND error ->> 'code' NOT IN ('node_lost', 'node_drained')
+"""
+
+JOB_EXISTS = """
+-- job_exists
+SELECT EXISTS (SELECT 1 FROM outcomes WHERE job_id = jobs.id) AS finished FROM jobs WHERE id = $2 AND project_id = $1
+"""
+
+JOB_TO_RETRY = """
+-- job_to_retry
+SELECT jobs.version_id, jobs.params, jobs.callback_url, jobs.callback_events, functions.deleted_at,
+       EXISTS (SELECT 1 FROM outcomes WHERE job_id = jobs.id) AS finished
+  FROM jobs LEFT JOIN functions ON functions.id = jobs.function_id
+ WHERE jobs.id = $2 AND jobs.project_id = $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What a slot is: its memory in bytes, and how many the largest node has."""
+
+    slot_memory: int
+    max_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a trigger asks for, before the version's schema and template have seen it."""
+
+    params: Mapping[str, Any]
+    trigger: Mapping[str, Any]
+    callback_url: str | None = None
+    callback_events: tuple[str, ...] | None = None
+    delay: timedelta | None = None
+    idempotency_key: str | None = None
+    body_hash: bytes | None = None
+    traceparent: str | None = None
+    retried_from: JobId | None = None
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """``created_at`` is None for a job that an earlier request with the same idempotency key had made."""
+
+    job_id: JobId
+    created_at: datetime | None
+
+    @property
+    def replayed(self) -> bool:
+        return self.created_at is None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a node says of an attempt that ended. ``result`` is JSON text; ``code`` is None unless it failed."""
+
+    token: UUID
+    status: str
+    exit_code: int | None = None
+    code: str | None = None
+    message: str = ""
+    retryable: bool = True
+    result: str | None = None
+    artifacts: tuple[ArtifactId, ...] = ()
+    rejected: tuple[Mapping[str, str], ...] = ()
+    timeline: Mapping[str, int] = field(default_factory=dict)
+    image_digest: str | None = None
+
+
+def prepare(project: ProjectId, version: Version, invocation: Invocation, sizing: Sizing) -> NewJob:
+    """Check an invocation against a version and make the job of it; raises ``Invalid`` with pointers into the params.
+
+    The template is rendered here for its errors and its inputs, which ``check_inputs`` vets: a lease renders it again
+    from the same values, so that the wide row need not hold it.
+    """
+    manifest = version.manifest
+    params = version.params_schema.complete(invocation.params)
+    job = JobId(ids.new_uuid7())
+    rendered = render(
+        manifest.spec,
+        params=params,
+        trigger=invocation.trigger,
+        job_id=ids.encode(ids.JOB, job),
+        function=version.function_name,
+        version=version.number,
+    )
+    return NewJob(
+        id=job,
+        project_id=project,
+        function_id=version.function_id,
+        version_id=version.id,
+        trigger=json.dumps(invocation.trigger),
+        params=json.dumps(params, ensure_ascii=False, separators=(",", ":")),
+        slots=manifest.slots(sizing.slot_memory, sizing.max_slots),
+        callback_url=invocation.callback_url,
+        callback_events=invocation.callback_events,
+        retried_from=invocation.retried_from,
+        traceparent=invocation.traceparent,
+        delay=invocation.delay,
+        idempotency_key=invocation.idempotency_key,
+        body_hash=invocation.body_hash,
+        key_id=invocation.key_id,
+        inputs=_input_urls(manifest.spec.job, rendered),
+    )
+
+
+def _input_urls(spec: JobSpec, rendered: Rendered) -> tuple[InputUrl, ...]:
+    return tuple(
+        InputUrl(pointer_of(each.url, ("spec", "job", "files", "inputs", index, "url")), made.url)
+        for index, (each, made) in enumerate(zip(spec.files.inputs, rendered.inputs, strict=True))
+        if each.url is not None and made.url is not None
+    )
+
+
+async def submit(conn: Connection, jobs: Sequence[NewJob]) -> list[Submitted | Conflict | Invalid]:
+    """Put jobs into the queue, durable when it returns; one answer for each, in order.
+
+    A job whose idempotency key was used with the same body answers with the first job, with another body with
+    ``Invalid``. The keys within one call must differ.
+    """
+    accepted = await queue.enqueue(conn, jobs)
+    return [
+        Submitted(job.id, accepted[job.id]) if job.id in accepted else await _replay(conn, job) for job in jobs
+    ]
+
+
+async def _replay(conn: Connection, job: NewJob) -> Submitted | Conflict | Invalid:
+    assert job.function_id is not None and job.idempotency_key is not None and job.body_hash is not None
+    for _ in range(3):
+        before = await made_before(conn, job.project_id, job.function_id, job.idempotency_key, job.body_hash)
+        if before is not None:
+            return before
+        # The key's day ended between the two statements: it is free now.
+        if accepted := await queue.enqueue(conn, [job]):
+            return Submitted(job.id, accepted[job.id])
+    return Conflict("requests with this Idempotency-Key keep changing: try again", code="idempotency_key_busy")
+
+
+async def made_before(
+    conn: Connection, project: ProjectId, function: FunctionId, key: str, body_hash: bytes
+) -> Submitted | Invalid | None:
+    """The answer to a request whose idempotency key was used before; None if the key is free."""
+    first = await queue.find_idempotent(conn, project, function, key)
+    if first is None:
+        return None
+    job_id, first_hash = first
+    if first_hash != body_hash:
+        return Invalid(
+            "this Idempotency-Key was used with another body in the last 24 hours: send a new key",
+            code="idempotency_key_reused",
+        )
+    return Submitted(job_id, None)
+
+
+async def finish(conn: Connection, node: NodeId, job: JobId, report: Report) -> str:
+    """Record how an attempt ended, in the caller's transaction: outcome, files and deliveries, or the next attempt.
+
+    Returns where the job is now: its outcome's status, or ``scheduled``. A report that comes twice gets the first
+    one's answer; raises ``LeaseLost`` for one whose lease is not held any more.
+    """
+    if report.status == "succeeded" and report.exit_code not in (None, 0):
+        raise Invalid(f"an attempt that exited with {report.exit_code} has not succeeded")
+    held = await queue.find_held(conn, node, job, report.token)
+    if held is None:
+        before = await conn.fetchval(REPORTED_BEFORE, job, report.token)
+        if before is None:
+            raise _lease_lost(job)
+        return str(before)
+    version = (await versions.by_ids(conn, [held.version_id]))[held.version_id]
+    if report.image_digest is not None:
+        await versions.pin_digest(conn, version.id, report.image_digest)
+    status, error = report.status, None
+    if status in ("failed", "timed_out"):
+        error = {"code": report.code or "internal", "message": storable(report.message), "attempt": held.attempt}
+        delay = None if held.cancel_requested else _next_try(version, held, report)
+        if delay is not None:
+            ending = Ending(job, report.token, status, report.exit_code, error, timeline=report.timeline)
+            if await queue.retry(conn, ending, delay):
+                return "scheduled"
+            # The lease was taken back in this very moment, or a cancel came: a cancelled job gets no other attempt.
+            held = await queue.find_held(conn, node, job, report.token)
+            if held is None:
+                raise _lease_lost(job)
+        if held.cancel_requested:
+            status, error = "cancelled", None
+    if status == "succeeded":
+        await artifacts.mark_complete(conn, held.project_id, job, held.attempt, report.artifacts)
+    ending = Ending(
+        job, report.token, status, report.exit_code, error, report.result, report.timeline, report.rejected
+    )
+    deliveries = _deliveries(version, job, status, held.callback_url, held.callback_events)
+    if not await queue.finish(conn, [ending], deliveries):
+        raise _lease_lost(job)
+    return status
+
+
+def _lease_lost(job: JobId) -> LeaseLost:
+    return LeaseLost(f"this lease on {ids.encode(ids.JOB, job)} is over: another attempt may be running")
+
+
+def storable(text: str) -> str:
+    """The text without what PostgreSQL cannot read again: a NUL in one message would fail every reaper's round."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _next_try(version: Version, held: Held, report: Report) -> timedelta | None:
+    rule = version.manifest.spec.retry
+    return retry_delay(
+        RetryPolicy(rule.attempts, frozenset(rule.on), rule.backoff.initial, rule.backoff.factor, rule.backoff.max),
+        code=report.code or "internal",
+        retryable=report.retryable,
+        attempts_made=held.attempt - held.losses,
+        jitter=random.random(),  # noqa: S311
+    )
+
+
+def _deliveries(
+    version: Version, job: JobId, status: str, url: str | None, events: Sequence[str] | None
+) -> list[NewDelivery]:
+    """The messages that this outcome causes, one for each endpoint that wants it."""
+    kind = event_of(status)
+    return [
+        NewDelivery(ids.MessageId(ids.new_uuid7()), job, kind, endpoint.url, endpoint.key)
+        for endpoint in endpoints_of(version.manifest.spec.callbacks, url, events, kind)
+    ]
+
+
+async def end_leased(conn: Connection, leases: Sequence[Ending]) -> None:
+    """End leased jobs on the platform's own account (lost too often, cancelled while lost), with their deliveries."""
+    deliveries = await _deliveries_of(conn, {ending.job_id: ending.status for ending in leases})
+    await queue.finish(conn, leases, deliveries)
+
+
+async def _deliveries_of(conn: Connection, statuses: Mapping[JobId, str]) -> list[NewDelivery]:
+    rows = await conn.fetch(CALLBACKS_OF, list(statuses))
+    found = await versions.by_ids(conn, {row["version_id"] for row in rows})
+    return [
+        delivery
+        for row in rows
+        for delivery in _deliveries(
+            found[row["version_id"]], row["id"], statuses[row["id"]], row["callback_url"], row["callback_events"]
+        )
+    ]
+
+
+async def release(conn: Connection, node: NodeId, leases: Sequence[tuple[JobId, UUID]], reason: str) -> set[JobId]:
+    """Hand jobs back: ready again at once, or cancelled if that was asked for. Returns those whose token still held."""
+    message = storable(reason) or f"{ids.encode(ids.NODE, node)} handed the job back"
+    error = {"code": "node_drained", "message": message}
+    back = await queue.requeue(conn, [(job, token, error) for job, token in leases])
+    rest = [(job, token) for job, token in leases if job not in back]
+    cancelled = [
+        Ending(job, token, "cancelled", reported=False)
+        for job, token in rest
+        if (held := await queue.find_held(conn, node, job, token)) is not None and held.cancel_requested
+    ]
+    await end_leased(conn, cancelled)
+    return back | {ending.job_id for ending in cancelled}
+
+
+async def cancel(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) -> None:
+    """Cancel jobs: those in the queue end now, a running one when its node has stopped it (≤ 5 s). Finished ones stay
+    as they are. In the caller's transaction; ids that are not the project's are passed over."""
+    rest = set(jobs)
+    # A job that moves from one table to another while the statement runs may be seen in neither: look again.
+    for _ in range(5):
+        taken, leased = await queue.take_out(conn, project, sorted(rest))
+        await end_unleased(conn, project, "cancelled", None, taken)
+        rest -= leased | {job.job_id for job in taken}
+        if not rest:
+            return
+
+
+async def end_unleased(
+    conn: Connection,
+    project: ProjectId,
+    status: str,
+    error: Mapping[str, Any] | None,
+    taken: Sequence[Unleased],
+) -> None:
+    """End jobs that were taken out of the queue in this transaction, with their deliveries."""
+    if taken:
+        deliveries = await _deliveries_of(conn, {job.job_id: status for job in taken})
+        await queue.end_unleased(conn, project, taken, status=status, error=error, deliveries=deliveries)
+
+
+async def require(conn: Connection, project: ProjectId, job: JobId) -> bool:
+    """Whether a job of the project is finished; raises ``NotFound``."""
+    finished = await conn.fetchval(JOB_EXISTS, project, job)
+    if finished is None:
+        raise NotFound(f"there is no job {ids.encode(ids.JOB, job)}", code="job_not_found")
+    return bool(finished)
+
+
+async def retry(conn: Connection, project: ProjectId, job: JobId, sizing: Sizing) -> NewJob:
+    """A new job with the version, params and callback of a finished one, ready to be submitted.
+
+    Raises ``NotFound``, or ``Conflict`` while the job is not finished or when its function is gone.
+    """
+    row = await conn.fetchrow(JOB_TO_RETRY, project, job)
+    name = ids.encode(ids.JOB, job)
+    if row is None:
+        raise NotFound(f"there is no job {name}", code="job_not_found")
+    if not row["finished"]:
+        raise Conflict(f"{name} is not finished: cancel it first, or wait", code="job_not_finished")
+    if row["deleted_at"] is not None:
+        raise Conflict(f"the function of {name} was deleted: apply it again and invoke it", code="function_deleted")
+    version = (await versions.by_ids(conn, [row["version_id"]]))[row["version_id"]]
+    events = row["callback_events"]
+    invocation = Invocation(
+        params=json.loads(row["params"]),
+        trigger={"kind": "manual"},
+        callback_url=row["callback_url"],
+        callback_events=None if events is None else tuple(events),
+        retried_from=job,
+    )
+    return prepare(project, version, invocation, sizing)
