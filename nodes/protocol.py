@@ -33,7 +33,9 @@ OUTPUT_FILE_CAP_BYTES = 5 * 1024**3
 """The largest object of one S3 PUT (AWS documentation, "Uploading objects")."""
 
 Token = Annotated[str, Field(min_length=32, max_length=64, pattern=r"^[0-9a-f-]+$")]
-Offset = Annotated[int, Field(ge=0, lt=2**53)]
+Offset = Annotated[int, Field(ge=0, lt=10**11)]
+"""Milliseconds after the lease arrived. Three years are enough, and a date can still be made of it."""
+ExitCode = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class Wire(BaseModel):
@@ -178,7 +180,7 @@ class HeartbeatRequest(Wire):
 
 
 class LeaseVerdict(Wire):
-    """``keep``: renewed. ``cancel``: renewed, stop the job and report it cancelled. ``lost``: stop it, report nothing."""
+    """``keep``: renewed. ``cancel``: renewed, stop the job and report it cancelled. ``lost``: stop it, say nothing."""
 
     job_id: str
     verdict: Literal["keep", "cancel", "lost"]
@@ -189,7 +191,7 @@ class HeartbeatAnswer(Wire):
     draining: bool = False
     heartbeat_s: float | None = None
     lease_s: float | None = None
-    """As in JoinAnswer, when both are given: an agent that joined long ago must follow the gateway's settings of today."""
+    """As in JoinAnswer, when both are given: an agent that joined long ago must follow today's settings."""
 
 
 class LogAnswer(Wire):
@@ -245,7 +247,7 @@ class AttemptError(Wire):
 class AttemptReport(Wire):
     token: Token
     status: Literal["succeeded", "failed", "timed_out", "cancelled"]
-    exit_code: int | None = None
+    exit_code: ExitCode | None = None
     error: AttemptError | None = None
     """Given unless ``succeeded`` or ``cancelled``."""
     result: Any = None

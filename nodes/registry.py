@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import asyncpg
+
 from functions import ids
 from functions.db import Connection
 from functions.errors import Conflict, NotFound, Unauthenticated
@@ -42,10 +44,19 @@ SELECT id FROM nodes WHERE join_hash = $1 AND credential_hash = $2 AND state <> 
 
 LIST_NODES = """
 -- list_nodes
-SELECT nodes.*, (SELECT count(*) FROM leases WHERE leases.node_id = nodes.id) AS running FROM nodes
+SELECT nodes.*, (SELECT count(*) FROM leases WHERE leases.node_id = nodes.id) AS running,
+       extract(epoch FROM now() - last_seen_at)::float8 AS silent_s
+  FROM nodes
  WHERE (nodes.account_id IS NULL OR nodes.account_id = $1)
    AND (state <> 'gone' OR gone_at > now() - interval '1 day') AND ($2::uuid IS NULL OR nodes.id < $2)
  ORDER BY nodes.id DESC LIMIT $3
+"""
+
+GET_NODE = """
+-- get_node
+SELECT nodes.*, (SELECT count(*) FROM leases WHERE leases.node_id = nodes.id) AS running,
+       extract(epoch FROM now() - last_seen_at)::float8 AS silent_s
+  FROM nodes WHERE id = $2 AND (account_id IS NULL OR account_id = $1)
 """
 
 DRAIN = """
@@ -64,9 +75,15 @@ LEAVE = """
 UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL, credential_hash = NULL WHERE id = $1
 """
 
-SEEN = """
--- node_seen
-UPDATE nodes SET last_seen_at = now() WHERE id = $1 AND state <> 'gone' RETURNING state, slots, account_id
+STANDING = """
+-- node_standing
+SELECT state, slots, account_id FROM nodes WHERE id = $1 AND state <> 'gone'
+"""
+
+FORGET_UNJOINED = """
+-- forget_unjoined_nodes
+UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL
+ WHERE state = 'joining' AND join_expires_at < now()
 """
 
 POOLS = """
@@ -95,10 +112,17 @@ async def mint_join_token(
 
 async def join(conn: Connection, request: JoinRequest) -> NodeId:
     """Redeem a join token. The same token with the same credential may be sent again: the first answer may have been
-    lost. Raises ``Unauthenticated``, alike for unknown, used and expired tokens."""
+    lost. Raises ``Unauthenticated``, alike for unknown, used and expired tokens; ``Conflict`` for a credential that is
+    another node's."""
     token, credential = _sha256(request.token), bytes.fromhex(request.credential_sha256)
     facts = json.dumps(request.facts)
-    node = await conn.fetchval(JOIN, token, credential, request.slots, request.version, facts)
+    try:
+        node = await conn.fetchval(JOIN, token, credential, request.slots, request.version, facts)
+    except asyncpg.UniqueViolationError:
+        raise Conflict(
+            "this machine is a node already, under another join token: start it without one, or empty its folder",
+            code="node_joined_before",
+        ) from None
     if node is None:
         node = await conn.fetchval(JOINED_BEFORE, token, credential)
     if node is None:
@@ -112,8 +136,19 @@ async def join(conn: Connection, request: JoinRequest) -> NodeId:
 async def list_nodes(
     conn: Connection, account: AccountId, *, limit: int, before: NodeId | None
 ) -> list[dict[str, Any]]:
-    """Nodes that may serve the account, newest first, with how many jobs each runs; those gone for a day are left out."""
+    """Nodes that may serve the account, newest first; those gone for a day are left out.
+
+    Beside its columns a row has ``running``, the number of its jobs, and ``silent_s``, since when it was not heard of.
+    """
     return [dict(row) for row in await conn.fetch(LIST_NODES, account, before, limit)]
+
+
+async def get(conn: Connection, account: AccountId, node: NodeId) -> dict[str, Any]:
+    """One node, as ``list_nodes`` has it; raises ``NotFound``."""
+    row = await conn.fetchrow(GET_NODE, account, node)
+    if row is None:
+        raise NotFound(f"there is no node {ids.encode(ids.NODE, node)}", code="node_not_found")
+    return dict(row)
 
 
 async def drain(conn: Connection, account: AccountId, node: NodeId) -> None:
@@ -132,23 +167,28 @@ async def leave(conn: Connection, node: NodeId) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Standing:
     state: str
     slots: int
     account_id: AccountId | None
 
 
-async def seen(conn: Connection, node: NodeId) -> Seen | None:
-    """Note that the node is alive; None if it is gone."""
-    row = await conn.fetchrow(SEEN, node)
-    return None if row is None else Seen(**row)
+async def standing(conn: Connection, node: NodeId) -> Standing | None:
+    """How a node stands now; None if it is gone."""
+    row = await conn.fetchrow(STANDING, node)
+    return None if row is None else Standing(**row)
 
 
-async def pools_of(conn: Connection, node: Seen) -> list[int]:
+async def pools_of(conn: Connection, node: Standing) -> list[int]:
     """The accounts whose jobs a node takes; a shared node tries them in another order each time."""
     if node.account_id is not None:
         return [node.account_id]
     return [row["pool"] for row in await conn.fetch(POOLS)]
+
+
+async def forget_unjoined(conn: Connection) -> None:
+    """Nodes whose join token ran out before anybody redeemed it are gone. Safe to repeat."""
+    await conn.execute(FORGET_UNJOINED)
 
 
 def _sha256(text: str) -> bytes:

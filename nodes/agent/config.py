@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from functions.egress import EgressPolicy
+
 MAX_SLOTS = 1024
+DOCKER_HOST = "unix:///var/run/docker.sock"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 
@@ -34,6 +37,12 @@ class AgentConfig:
     leave_on_exit: bool = False
     """The machine goes for good when the agent ends: its credential dies. False: it comes back with the same
     one."""
+    job_dns: tuple[str, ...] = ()
+    """Name servers of jobs with a network, which may be private; none: the machine's own if public, else well-known
+    ones."""
+    job_deny: tuple[str, ...] = ()
+    """Public CIDRs that jobs with a network must not reach, such as the operator's own machines."""
+    docker_host: str = DOCKER_HOST
     enforce_floors: bool = False
     """Refuse to start on a machine below the version floors (SECURITY §1.6) instead of warning."""
 
@@ -44,6 +53,15 @@ class AgentConfig:
             raise ConfigError(f"RGRID_SLOTS must be between 1 and {MAX_SLOTS}")
         if not 0 <= self.drain_s <= 86400:
             raise ConfigError("RGRID_DRAIN_S must be between 0 and 86400 seconds")
+        for name, check in (
+            ("RGRID_INPUT_ALLOW", lambda: EgressPolicy(allow=self.input_allow)),
+            ("RGRID_JOB_DNS", lambda: [ipaddress.IPv4Address(each) for each in self.job_dns]),
+            ("RGRID_JOB_DENY", lambda: [ipaddress.IPv4Network(each) for each in self.job_deny]),
+        ):
+            try:
+                check()
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
 
     @property
     def in_clear(self) -> bool:
@@ -66,6 +84,9 @@ def from_environment(environment: Mapping[str, str] | None = None) -> AgentConfi
         input_allow=_list(env.get("RGRID_INPUT_ALLOW", env.get("RGRID_CALLBACK_ALLOW", ""))),
         drain_s=_number(env, "RGRID_DRAIN_S", 30.0),
         leave_on_exit=_flag(env, "RGRID_LEAVE_ON_EXIT"),
+        job_dns=_list(env.get("RGRID_JOB_DNS", "")),
+        job_deny=_list(env.get("RGRID_JOB_DENY", "")),
+        docker_host=env.get("DOCKER_HOST", "").strip() or DOCKER_HOST,
         enforce_floors=_flag(env, "RGRID_ENFORCE_FLOORS"),
     )
 

@@ -91,6 +91,8 @@ class TestGateway:
         self.store: dict[str, bytes] = {}
         self.draining = False
         self.left = 0
+        self.polling = 0
+        """Claims that wait for work now."""
         self.before: Callable[[str], Response | None] = lambda path: None
         """Looked at before each call: an answer of its own replaces the real one."""
         self.after: Callable[[str], bool] = lambda path: True
@@ -240,6 +242,13 @@ class TestGateway:
     async def _claim(self, request: Request) -> Wire:
         body = ClaimRequest.model_validate_json(await request.body())
         deadline = time.monotonic() + body.wait_s
+        self.polling += 1
+        try:
+            return await self._poll(request, body, deadline)
+        finally:
+            self.polling -= 1
+
+    async def _poll(self, request: Request, body: ClaimRequest, deadline: float) -> Wire:
         while True:
             self._reap()
             leases, free = [], body.free_slots

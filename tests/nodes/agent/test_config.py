@@ -21,6 +21,9 @@ def test_everything_is_read_from_the_environment() -> None:
             "RGRID_DRAIN_S": "0",
             "RGRID_LEAVE_ON_EXIT": "1",
             "RGRID_ENFORCE_FLOORS": "true",
+            "RGRID_JOB_DNS": "10.0.0.53",
+            "RGRID_JOB_DENY": "203.0.113.7, 198.51.100.0/24",
+            "DOCKER_HOST": "unix:///run/other.sock",
         }
     )
     assert config == AgentConfig(
@@ -33,6 +36,9 @@ def test_everything_is_read_from_the_environment() -> None:
         drain_s=0,
         leave_on_exit=True,
         enforce_floors=True,
+        job_dns=("10.0.0.53",),
+        job_deny=("203.0.113.7", "198.51.100.0/24"),
+        docker_host="unix:///run/other.sock",
     )
     assert "t" * 43 not in repr(config)
 
