@@ -71,9 +71,17 @@ class Caller:
     scopes: frozenset[Scope]
     functions: frozenset[str] = frozenset()
 
-    def require(self, scope: Scope, *, function: str | None = None) -> None:
-        """Raise ``Forbidden`` unless the key may; ``function`` is the one that is to be invoked."""
+    @property
+    def only_own(self) -> bool:
+        """Whether this key sees no jobs but those that it asked for itself."""
+        return Scope.READ not in self.scopes
+
+    def require(self, scope: Scope, *, function: str | None = None, own: bool = False) -> None:
+        """Raise ``Forbidden`` unless the key may; ``function`` is the one that is to be invoked, ``own`` that
+        the handler shows a key its own jobs (see ``only_own``)."""
         if scope in self.scopes or (scope is Scope.INVOKE and function in self.functions):
+            return
+        if own and (self.functions or Scope.INVOKE in self.scopes):
             return
         raise Forbidden(f"this key lacks the scope `{scope}`")
 

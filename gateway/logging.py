@@ -40,3 +40,5 @@ def configure_logging(*, as_json: bool | None = None, level: int = logging.INFO)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(level, logging.WARNING))  # libraries: only what somebody should look into
+    # While the database is away its pool would print a traceback every minute; whoever needs a connection says so.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

@@ -175,11 +175,16 @@ def _responses(route: Route, schemas: _Schemas) -> Json:
     responses: Json = {}
     for status, answer in route.answers.items():
         content: Json = {}
+        models: list[Json] = []
         for form in answer if isinstance(answer, tuple) else (answer,):
-            if isinstance(form, str):
+            if form is Problem:
+                content[problems.MEDIA_TYPE] = {"schema": schemas.reference(Problem, "serialization")}
+            elif isinstance(form, str):
                 content[form] = {"schema": _any_of(form)}
             elif form is not None:
-                content[JSON] = {"schema": schemas.reference(form, "serialization")}
+                models.append(schemas.reference(form, "serialization"))
+        if models:
+            content[JSON] = {"schema": models[0] if len(models) == 1 else {"anyOf": models}}
         response: Json = {"description": HTTPStatus(status).phrase}
         responses[str(status)] = response | ({"content": content} if content else {})
     for status in problems.possible(

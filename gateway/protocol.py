@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 HEAD_CAP_BYTES = 64 * 1024
 HEADERS_CAP = 100
 HEAD_S = 15.0
+LINGER_S = 2.0
+"""How long a refused client may go on sending: closing over unread bytes makes the kernel send a reset, which may
+take the answer from the client before it has read it."""
 STALL_S = 60.0
 """A client that reads nothing for so long while an answer waits for it is cut off."""
 
@@ -39,6 +42,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._deaf = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,6 +51,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         self._stop_stall_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -102,8 +108,11 @@ class GatewayProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if len(self.headers) > HEADERS_CAP or size > HEAD_CAP_BYTES:
             return _head_too_large()
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            return Malformed("this is not HTTP/1.1")
         hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts != 1 and not (hosts == 0 and self.parser.get_http_version() == "1.0"):
+        if hosts != 1 and not (hosts == 0 and version == "1.0"):
             return Malformed("a request has exactly one Host header")
         return None
 
@@ -137,13 +146,19 @@ class GatewayProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         self._write(error)
-        self.transport.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Say no more, and close when the client does, or soon."""
+        if self._linger_timer is None and not self.transport.is_closing():
+            self.transport.write_eof()
+            self._linger_timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def on_response_complete(self) -> None:
         last = not self.pipeline
         super().on_response_complete()
-        if self._deaf and last and not self.transport.is_closing():
-            self.transport.close()
+        if self._deaf and last:
+            self._hang_up()
 
     def _write(self, error: RGridError) -> None:
         request_id = f"req_{token_hex(12)}"
@@ -158,7 +173,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if not any(name == b"connection" for name, _ in headers):
             headers.append((b"connection", b"close"))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status_code], lines, answer.body))
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status_code], lines, bytes(answer.body)))
         log.info("request refused", status=answer.status_code, code=error.code, request_id=request_id)
 
 

@@ -20,14 +20,14 @@ from starlette.responses import Response
 from functions.documents import load_json, pointer, shown
 from functions.errors import FieldError, Invalid, Malformed
 from gateway.auth import Caller, NodeCaller, Scope
-from gateway.body import JSON, content_type, read_raw
+from gateway.body import CAP_BYTES, JSON, content_type, read_raw
 
 if TYPE_CHECKING:
     from gateway.services import Services
 
 __all__ = [
-    "Answer", "Handler", "IdempotencyKey", "Route", "Scope", "caller", "content_type", "gone", "node_caller",
-    "read_body", "read_headers", "read_query", "read_raw", "services",
+    "Answer", "Handler", "IdempotencyKey", "Route", "Scope", "caller", "content_type", "gone", "has_body",
+    "node_caller", "read_body", "read_headers", "read_query", "read_raw", "services",
 ]  # fmt: skip
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -46,7 +46,8 @@ IdempotencyKey = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
 class Route:
     """``body`` is a model (JSON) or the media types that it may have; ``answers``: what comes with a status.
 
-    ``scope`` None is open to everyone. Problem answers follow from the rest and need no mention.
+    ``scope`` None is open to everyone; ``own``: a key that may only invoke gets in, too, and its handler shows it
+    no other jobs than its own. Problem answers follow from the rest and need no mention.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Route:
     answers: Mapping[int, Answer | tuple[Answer, ...]] = field(default_factory=dict)
     tag: str = ""
     body_required: bool = True
+    own: bool = False
 
     @property
     def segments(self) -> list[str]:
@@ -93,15 +95,14 @@ def node_caller(request: Request) -> NodeCaller:
     return found
 
 
-async def read_body(request: Request, model: type[Model]) -> Model:
+async def read_body(request: Request, model: type[Model], *, cap: int = CAP_BYTES) -> Model:
     """The JSON body as a model, nothing coerced: ``true`` is no number and ``"1"`` neither."""
     route: Route = request.scope["rgrid.route"]
-    if not route.body_required and not _has_body(request):
+    if not route.body_required and not has_body(request):
         return _parsed(lambda: model.model_validate({}), "")
-    data = await read_raw(request, media_types=(JSON,))
-    load_json(
-        data
-    )  # refuses what pydantic's reader lets pass: duplicate keys, depth, text that cannot be stored
+    data = await read_raw(request, cap, media_types=(JSON,))
+    # Refuses what pydantic's reader lets pass: duplicate keys, depth, text that cannot be stored.
+    load_json(data)
     return _parsed(lambda: model.model_validate_json(data, strict=True), "")
 
 
@@ -204,6 +205,7 @@ def _integers(model: type[BaseModel]) -> frozenset[str]:
     )
 
 
-def _has_body(request: Request) -> bool:
+def has_body(request: Request) -> bool:
+    """Whether the client sends one, as far as its headers tell."""
     headers = request.headers
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 
 from functions.errors import Unavailable
 from gateway.app import create_app
@@ -55,7 +56,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def _run(services: Services, listener: socket.socket) -> None:
     _raise_file_limit()
-    server = GatewayServer(services)
+    server = GatewayServer(services, create_app(services))
     with _signals(server.stop):
         log.info("gateway ready", url=services.settings.base_url)
         await server.serve(sockets=[listener])
@@ -63,11 +64,11 @@ async def _run(services: Services, listener: socket.socket) -> None:
 
 
 class GatewayServer(uvicorn.Server):
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, app: ASGIApp) -> None:
         # The app is given as an object: for an import string uvicorn puts the working directory on sys.path,
         # where users do keep a folder named `functions`.
         config = uvicorn.Config(
-            create_app(services),
+            app,
             http=GatewayProtocol,
             ws="none",
             lifespan="off",

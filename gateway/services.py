@@ -7,25 +7,44 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+import asyncpg
+import structlog
+
 from functions.artifacts import Store
 from functions.db import Pool
-from functions.errors import Unavailable
+from functions.egress import EgressPolicy
+from functions.errors import Conflict, Invalid, Unavailable
 from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
 from gateway.auth import Keys
 from gateway.bootstrap import ensure_bootstrap
+from gateway.cursors import Cursors
 from gateway.database import is_current, migrate, open_pool
+from gateway.gathering import Gatherer
+from gateway.links import JobLinks
 from gateway.settings import Settings
+from gateway.waiting import OutcomeWaiters
+from scheduler import jobs
+from scheduler.jobs import Sizing, Submitted
+from scheduler.queue import NewJob, VirtualClocks
+from scheduler.wakeups import Wakeups
+
+log = structlog.get_logger(__name__)
 
 STATEMENT_S = 15
 """A request's statement is given up after this long: the database is a black hole or far behind."""
 CLOSING_S = 2
 
+REFUSED_ALONE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+"""What one bad row does to the whole statement it stands in."""
+
+Submitter = Gatherer[NewJob, Submitted | Conflict | Invalid]
+
 
 @dataclass
 class Services:
     """``hot_pool`` is for the queue's statements (see ``open_pool``). ``stopping`` is set when the process is
-    to end: whatever waits for long must then answer at once."""
+    to end: whatever waits for long must then answer at once. ``wakeups`` and ``waiters`` are running."""
 
     settings: Settings
     pool: Pool
@@ -33,6 +52,14 @@ class Services:
     store: Store
     sealer: Sealer
     keys: Keys
+    wakeups: Wakeups
+    waiters: OutcomeWaiters
+    submitter: Submitter
+    links: JobLinks
+    clocks: VirtualClocks
+    sizing: Sizing
+    egress: EgressPolicy
+    cursors: Cursors
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -50,9 +77,48 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         await _prepare(pool, settings, sealer)
         hot_pool = await open_pool(url, hot_path=True, command_timeout_s=STATEMENT_S)
         stack.push_async_callback(_close, hot_pool)
-        store = await stack.enter_async_context(S3Store(_s3_config(settings)))
+        store = await stack.enter_async_context(S3Store(s3_config(settings)))
         await store.ensure_bucket()
-        yield Services(settings, pool, hot_pool, store, sealer, Keys(pool))
+        wakeups = Wakeups(url)
+        waiters = OutcomeWaiters(pool, wakeups, poll_s=settings.poll_s)
+        for running in (wakeups.run(), waiters.run()):
+            stack.push_async_callback(_cancel, asyncio.create_task(running))
+        yield Services(
+            settings=settings,
+            pool=pool,
+            hot_pool=hot_pool,
+            store=store,
+            sealer=sealer,
+            keys=Keys(pool),
+            wakeups=wakeups,
+            waiters=waiters,
+            submitter=_submitter(hot_pool),
+            links=JobLinks(store, settings.base_url, settings.link_s),
+            clocks=VirtualClocks(),
+            sizing=Sizing(settings.slot_memory, settings.max_slots),
+            egress=EgressPolicy(allow=settings.callback_allow),
+            cursors=Cursors(settings.secret_key.get_secret_value().encode()),
+        )
+
+
+def _submitter(pool: Pool) -> Submitter:
+    async def submit(batch: list[NewJob]) -> list[Submitted | Conflict | Invalid]:
+        async with pool.acquire() as conn:
+            return await jobs.submit(conn, batch)
+
+    return Gatherer(submit, key=_idempotency, alone=REFUSED_ALONE)
+
+
+def _idempotency(job: NewJob) -> object | None:
+    """Two jobs with one key cannot stand in one statement."""
+    return None if job.idempotency_key is None else (job.project_id, job.function_id, job.idempotency_key)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if not isinstance(ended, asyncio.CancelledError):
+        log.error("a background task had ended", exc_info=ended)
 
 
 async def _prepare(pool: Pool, settings: Settings, sealer: Sealer) -> None:
@@ -64,7 +130,7 @@ async def _prepare(pool: Pool, settings: Settings, sealer: Sealer) -> None:
         await ensure_bootstrap(conn, settings, sealer)
 
 
-def _s3_config(settings: Settings) -> S3Config:
+def s3_config(settings: Settings) -> S3Config:
     return S3Config(
         endpoint=settings.s3_endpoint,
         public_endpoint=settings.s3_public_endpoint or settings.s3_endpoint,

@@ -19,7 +19,8 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(description="PostgreSQL 14 to 18, as a postgresql:// URL.")
     s3_endpoint: str = Field(description="URL of the S3 API that this process calls.")
     s3_public_endpoint: str | None = Field(
-        None, description="URL of the same store as users and nodes reach it; presigned links name it. Default: s3_endpoint."
+        None,
+        description="URL of the same store as users and nodes reach it; presigned links name it. Default: s3_endpoint.",
     )
     s3_region: str = Field("us-east-1", description="Region named in S3 signatures.")
     s3_bucket: str = Field("rgrid", description="Bucket of artifacts; made at start if it is missing.")
@@ -45,7 +46,9 @@ class Settings(BaseSettings):
     )
 
     # The queue
-    lease_s: float = Field(20, gt=0, le=3600, description="Seconds a node may stay silent before its jobs run elsewhere.")
+    lease_s: float = Field(
+        20, gt=0, le=3600, description="Seconds a node may stay silent before its jobs run elsewhere."
+    )
     heartbeat_s: float = Field(3, gt=0, le=600, description="Seconds between a node's heartbeats.")
     poll_s: float = Field(1, gt=0, le=60, description="Seconds between looks at the queue when no hint arrives.")
     max_losses: int = Field(5, ge=0, le=100, description="Nodes that a job may lose before it fails with node_lost.")
@@ -62,7 +65,9 @@ class Settings(BaseSettings):
 
     # Links
     link_s: int = Field(900, ge=5, le=604800, description="Seconds that a presigned link works.")
-    upload_s: int = Field(3600, ge=5, le=604800, description="Seconds that a node has for one upload.")
+    upload_s: int = Field(
+        3600, ge=5, le=604800, description="Seconds that a node has for one upload, or to begin with fetching an input."
+    )
 
     @field_validator("callback_allow", mode="before")
     @classmethod
@@ -84,7 +89,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.lease_s < 3 * self.heartbeat_s:
-            raise ValueError("RGRID_LEASE_S must be at least three times RGRID_HEARTBEAT_S, or one lost packet loses a job")
+            raise ValueError(
+                "RGRID_LEASE_S must be at least three times RGRID_HEARTBEAT_S, or one lost packet loses a job"
+            )
         return self
 
     @property

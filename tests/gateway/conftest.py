@@ -1,17 +1,21 @@
-"""The gateway in-process (``api``), and as a server on a port (``server``), over a real database and a real store."""
+"""The gateway in-process (``api``) and as a server (``listening``), over a real database and a real store."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from uuid import uuid4
 
 import httpx
 import pytest
 from cryptography.fernet import Fernet
 
+from gateway.api.table import ROUTES
 from gateway.app import create_app
+from gateway.routes import Route
 from gateway.server import GatewayServer, listen
 from gateway.services import Services, open_services
 from gateway.settings import Settings
@@ -34,6 +38,12 @@ def make_settings(database: str, s3: S3Server, **more: object) -> Settings:
         "port": free_port(),
     }
     return Settings.model_validate(values | more)
+
+
+@dataclass
+class Listening:
+    port: int
+    server: GatewayServer
 
 
 @pytest.fixture
@@ -78,24 +88,19 @@ async def shared_api(shared_services: Services) -> AsyncIterator[httpx.AsyncClie
 
 
 @asynccontextmanager
-async def listening(services: Services) -> AsyncIterator[int]:
-    """The gateway as a server; yields its port."""
+async def listening(services: Services, routes: Sequence[Route] = ROUTES) -> AsyncIterator[Listening]:
+    """The gateway as a server on a free port."""
     listener = listen("127.0.0.1", 0)
-    server = GatewayServer(services)
+    # As uvloop does, which serves outside of tests: without it each answer waits 40 ms for an acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = GatewayServer(services, create_app(services, routes))
     task = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
         while not server.started and not task.done():
             await asyncio.sleep(0.005)
-        yield listener.getsockname()[1]
+        yield Listening(listener.getsockname()[1], server)
     finally:
         server.stop()
         await task
         listener.close()
         services.stopping.clear()
-
-
-@pytest.fixture(scope="session")
-async def port(shared_services: Services) -> AsyncIterator[int]:
-    """Where a gateway of ``shared_services`` listens."""
-    async with listening(shared_services) as found:
-        yield found

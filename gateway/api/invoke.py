@@ -1,0 +1,208 @@
+"""POST /v1/functions/{name}/invoke: params in, a job out, and its outcome if the caller waits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from functions import registry
+from functions.documents import load_json
+from functions.egress import EgressPolicy, EgressRefused, check_url
+from functions.errors import FieldError, Invalid, RGridError
+from functions.grammar import OUTCOMES
+from functions.ids import JobId
+from functions.quantities import parse_duration
+from functions.versions import Version
+from gateway.api.models import DryRun, JobView
+from gateway.api.submitting import replay, submit
+from gateway.body import JSON
+from gateway.prefer import read_prefer
+from gateway.routes import (
+    IdempotencyKey,
+    Route,
+    Scope,
+    caller,
+    has_body,
+    read_headers,
+    read_query,
+    read_raw,
+    services,
+)
+from scheduler import jobs
+from scheduler.inputs import check_inputs
+from scheduler.jobs import Invocation
+from scheduler.queue import NewJob
+
+LONGEST_DELAY = timedelta(days=30)
+
+LATER = {
+    b"cancel-after": "Cancel-After",
+    b"rgrid-priority": "RGrid-Priority",
+    b"rgrid-lane": "RGrid-Lane",
+    b"rgrid-max-cost": "RGrid-Max-Cost",
+}
+"""Headers that say something about the job and that this release does not act on."""
+
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def _delay(text: str) -> str:
+    if parse_duration(text) > LONGEST_DELAY:
+        raise ValueError(f"longer than {LONGEST_DELAY.days} days")
+    return text
+
+
+def _events(text: str) -> str:
+    unknown = [event for event in _split(text) if event not in OUTCOMES]
+    if unknown or not text.strip():
+        raise ValueError(f"takes a list of {', '.join(OUTCOMES)}")
+    return text
+
+
+class Params(RootModel[dict[str, Any]]):
+    """The function's params, as its schema describes them. No body is no params."""
+
+
+class InvokeQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    dry_run: bool = Field(False, description="Check everything and make no job.")
+    quote: bool = Field(False, description="Not supported yet.")
+
+
+class InvokeHeaders(BaseModel):
+    prefer: str | None = Field(
+        None, alias="Prefer", description="`wait=N`: hold the answer for up to N seconds (300 at most)."
+    )
+    idempotency_key: IdempotencyKey | None = Field(
+        None, alias="Idempotency-Key", description="The same key and body within 24 hours: the same job."
+    )
+    callback_url: str | None = Field(None, alias="X-Callback-Url", description="Told of the outcome.")
+    callback_events: Annotated[str, AfterValidator(_events)] | None = Field(
+        None, alias="X-Callback-Events", description="Outcomes that it is told of, with commas between them."
+    )
+    delay: Annotated[str, AfterValidator(_delay)] | None = Field(
+        None, alias="RGrid-Delay", description="Start no sooner than in this time, for instance `10m`."
+    )
+    version: str | None = Field(
+        None, alias="RGrid-Version", pattern=r"^[1-9][0-9]{0,8}$", description="Not the current version."
+    )
+    traceparent: str | None = Field(None, description="W3C trace context; a malformed one is ignored.")
+
+
+async def invoke(request: Request) -> Response:
+    """202 with the job; with `Prefer: wait` 200 with the finished one, if it finishes in time."""
+    opened, who = services(request), caller(request)
+    query, headers = read_query(request, InvokeQuery), read_headers(request, InvokeHeaders)
+    _refuse_later(request, query)
+    preference = read_prefer(headers.prefer)
+    if headers.callback_url is not None:
+        _check_callback(headers.callback_url, opened.egress)
+    elif headers.callback_events is not None:
+        fault = FieldError("/header/X-Callback-Events", "goes with an X-Callback-Url")
+        raise Invalid("there is nobody to tell of these events", errors=[fault])
+    params, body_hash = await _read_params(request)
+    invocation = Invocation(
+        params=params,
+        trigger={"kind": "manual"},
+        callback_url=headers.callback_url,
+        callback_events=None if headers.callback_events is None else tuple(_split(headers.callback_events)),
+        delay=None if headers.delay is None else parse_duration(headers.delay) or None,
+        idempotency_key=headers.idempotency_key,
+        body_hash=body_hash,
+        traceparent=_traceparent(headers.traceparent),
+        key_id=who.key_id,
+    )
+    async with opened.pool.acquire() as conn:
+        version = await registry.current(
+            conn,
+            who.project_id,
+            request.path_params["name"],
+            number=None if headers.version is None else int(headers.version),
+        )
+    try:
+        new = jobs.prepare(who.project_id, version, invocation, opened.sizing)
+        await check_inputs(opened.pool, new, opened.egress)
+    except Invalid:
+        # A repeat has its answer, whatever the function has become since.
+        if (before := await _made_before(request, version, invocation)) is None:
+            raise
+        return await replay(request, before, preference)
+    if query.dry_run:
+        return JSONResponse(_dry(version, new))
+    return await submit(request, new, version, preference)
+
+
+async def _made_before(request: Request, version: Version, invocation: Invocation) -> JobId | None:
+    key, body_hash, function = invocation.idempotency_key, invocation.body_hash, version.function_id
+    if key is None or body_hash is None or function is None:
+        return None
+    async with services(request).pool.acquire() as conn:
+        before = await jobs.made_before(conn, caller(request).project_id, function, key, body_hash)
+    if isinstance(before, RGridError):
+        raise before
+    return None if before is None else before.job_id
+
+
+def _refuse_later(request: Request, query: InvokeQuery) -> None:
+    faults = [
+        FieldError(f"/header/{LATER[name]}", "not supported yet")
+        for name, _ in request.scope["headers"]
+        if name in LATER
+    ]
+    if query.quote:
+        faults.append(FieldError("/query/quote", "not supported yet"))
+    if faults:
+        raise Invalid("this asks for what is not supported yet", code="not_supported_yet", errors=faults)
+
+
+def _check_callback(url: str, policy: EgressPolicy) -> None:
+    try:
+        if not url.isascii():  # bytes of a header have no encoding: it might be another name than was meant
+            raise EgressRefused("syntax", "a URL in a header must be ASCII, its host in punycode")
+        check_url(url, policy)
+    except EgressRefused as refused:
+        fault = FieldError("/header/X-Callback-Url", refused.message)
+        raise Invalid(f"the callback: {refused.message}", code=refused.code, errors=[fault]) from None
+
+
+async def _read_params(request: Request) -> tuple[dict[str, Any], bytes]:
+    """The params, and the SHA-256 of the body as it was sent."""
+    if not has_body(request):
+        return {}, hashlib.sha256().digest()
+    data = await read_raw(request, media_types=(JSON,))
+    params = load_json(data)
+    if not isinstance(params, dict):
+        raise Invalid("the params are a JSON object", errors=[FieldError("", "not an object")])
+    return params, hashlib.sha256(data).digest()
+
+
+def _split(events: str) -> list[str]:
+    return list(dict.fromkeys(event.strip() for event in events.split(",")))
+
+
+def _traceparent(text: str | None) -> str | None:
+    return text if text is not None and TRACEPARENT.fullmatch(text) else None
+
+
+def _dry(version: Version, new: NewJob) -> dict[str, Any]:
+    return {
+        "valid": True,
+        "function": version.function_name,
+        "version": version.number,
+        "params": json.loads(new.params),
+    }
+
+
+ROUTES = (
+    Route("POST", "/v1/functions/{name}/invoke", invoke, "Invoke a function", Scope.INVOKE,
+          body=Params, body_required=False, query=InvokeQuery, headers=InvokeHeaders,
+          answers={200: (JobView, DryRun), 202: JobView}, tag="functions"),
+)  # fmt: skip

@@ -1,0 +1,205 @@
+"""/v1/jobs: list, show, wait, cancel, retry, events."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from functions import ids, versions
+from functions.db import Connection
+from functions.errors import FieldError, Invalid, NotFound
+from functions.ids import JobId
+from gateway.api import paging
+from gateway.api.models import EventList, JobList, JobView, NothingMore, Status
+from gateway.api.paging import PageQuery
+from gateway.api.submitting import ended, job_view, submit
+from gateway.prefer import LONGEST_S, read_prefer
+from gateway.routes import (
+    IdempotencyKey,
+    Route,
+    Scope,
+    caller,
+    read_body,
+    read_headers,
+    read_query,
+    services,
+)
+from scheduler import jobs, listing
+from scheduler.history import job_events
+from scheduler.inputs import check_inputs
+from scheduler.listing import Filters
+from scheduler.views import JobRecord, read_jobs
+from scheduler.wakeups import Topic
+
+KEY_OF_JOB = """
+-- key_of_job
+SELECT key_id FROM jobs WHERE project_id = $1 AND id = $2
+"""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _plainly_written(text: object) -> object:
+    """Pydantic reads numbers and bare dates as times, too."""
+    if isinstance(text, str) and not _TIME.fullmatch(text):
+        raise ValueError("not an RFC 3339 time: write 2026-01-31T12:00:00Z")
+    return text
+
+
+def _utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of range") from None
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_plainly_written), AfterValidator(_utc)]
+
+
+class JobsQuery(PageQuery):
+    function: str | None = Field(None, description="Of the functions that have or had this name.")
+    status: Status | None = None
+    trigger: Literal["manual", "webhook", "schedule", "function"] | None = Field(
+        None, description="The trigger's kind."
+    )
+    since: Time | None = Field(None, description="Created at this time or later.")
+    until: Time | None = Field(None, description="Created before this time.")
+    batch: str | None = Field(None, description="Not supported yet.")
+
+
+class JobQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wait: int = Field(0, ge=0, le=LONGEST_S, description="Seconds to hold the answer until the job has ended.")
+
+
+class RetryHeaders(BaseModel):
+    prefer: str | None = Field(None, alias="Prefer", description="`wait=N`, as at invoke.")
+    idempotency_key: IdempotencyKey | None = Field(
+        None, alias="Idempotency-Key", description="The same key again within 24 hours: the same new job."
+    )
+
+
+async def list_jobs(request: Request) -> Response:
+    """GET /v1/jobs: the newest first. A page may come short of `limit`: the list ends where `next_cursor` is null."""
+    query = read_query(request, JobsQuery)
+    if query.batch is not None:
+        fault = FieldError("/query/batch", "not supported yet")
+        raise Invalid("batches are not supported yet", code="not_supported_yet", errors=[fault])
+    before = paging.start(request, query)
+    filters = Filters(query.function, query.status, query.trigger, query.since, query.until)
+    project = caller(request).project_id
+    async with services(request).pool.acquire() as conn:
+        page = await listing.list_jobs(conn, project, filters, limit=query.limit, before=before)
+        records = await read_jobs(conn, project, page.jobs)
+    # One that has moved on between the two statements is another list's now.
+    shown = [record for record in records if query.status in (None, record.status)]
+    return JSONResponse(
+        {
+            "data": [job_view(request, record) for record in shown],
+            "next_cursor": None if page.position is None else paging.cursor(request, page.position),
+        }
+    )
+
+
+async def get_job(request: Request) -> Response:
+    """GET /v1/jobs/{id}: the job; with `wait`, as soon as it has ended, else as it is then."""
+    query, job = read_query(request, JobQuery), named(request)
+    record = await _read(request, job)
+    if query.wait and not record.finished and await ended(request, job, query.wait):
+        record = await _read(request, job)
+    return JSONResponse(job_view(request, record))
+
+
+async def cancel(request: Request) -> Response:
+    """POST /v1/jobs/{id}/cancel: 200 if it has ended, now or before; 202 while its node stops it."""
+    await read_body(request, NothingMore)
+    opened, project, job = services(request), caller(request).project_id, named(request)
+    async with opened.pool.acquire() as conn:
+        async with conn.transaction():
+            before = await jobs.require(conn, project, job)
+            if not before:
+                await jobs.cancel(conn, project, [job])
+        (record,) = await read_jobs(conn, project, [job])
+    if record.finished and not before:
+        opened.wakeups.hint(Topic.OUTCOME)
+        opened.wakeups.hint(Topic.DELIVERY)
+    return JSONResponse(job_view(request, record), 200 if record.finished else 202)
+
+
+async def retry(request: Request) -> Response:
+    """POST /v1/jobs/{id}/retry: a new job with the version, params and callback of a finished one."""
+    headers = read_headers(request, RetryHeaders)
+    await read_body(request, NothingMore)
+    opened, who, job = services(request), caller(request), named(request)
+    preference = read_prefer(headers.prefer)
+    async with opened.pool.acquire() as conn:
+        new = await jobs.retry(conn, who.project_id, job, opened.sizing)
+        version = (await versions.by_ids(conn, [new.version_id]))[new.version_id]
+    await check_inputs(opened.pool, new, opened.egress)
+    new = replace(
+        new,
+        key_id=who.key_id,
+        idempotency_key=headers.idempotency_key,
+        body_hash=hashlib.sha256(b"retry " + job.bytes).digest(),
+    )
+    return await submit(request, new, version, preference)
+
+
+async def list_events(request: Request) -> Response:
+    """GET /v1/jobs/{id}/events: what happened to the job, the oldest first."""
+    async with services(request).pool.acquire() as conn:
+        job = await visible(request, conn)
+        events = await job_events(conn, caller(request).project_id, job)
+    return JSONResponse({"data": events})
+
+
+def named(request: Request) -> JobId:
+    """The job in the address, which need not exist; raises ``NotFound`` for what can be no job's id."""
+    found = ids.decode(ids.JOB, request.path_params["id"])
+    if found is None:
+        raise NotFound("there is no such job", code="job_not_found")
+    return JobId(found)
+
+
+async def visible(request: Request, conn: Connection) -> JobId:
+    """The job in the address, for calls that a key may make about its own jobs; raises ``NotFound`` for others'."""
+    who, job = caller(request), named(request)
+    if who.only_own and await conn.fetchval(KEY_OF_JOB, who.project_id, job) != who.key_id:
+        raise _not_found(job)
+    return job
+
+
+async def _read(request: Request, job: JobId) -> JobRecord:
+    who = caller(request)
+    async with services(request).pool.acquire() as conn:
+        records = await read_jobs(conn, who.project_id, [job])
+    if not records or (who.only_own and records[0].row["key_id"] != who.key_id):
+        raise _not_found(job)
+    return records[0]
+
+
+def _not_found(job: JobId) -> NotFound:
+    return NotFound(f"there is no job {ids.encode(ids.JOB, job)}", code="job_not_found")
+
+
+ROUTES = (
+    Route("GET", "/v1/jobs", list_jobs, "List jobs", Scope.READ,
+          query=JobsQuery, answers={200: JobList}, tag="jobs"),
+    Route("GET", "/v1/jobs/{id}", get_job, "Show a job, or wait for its end", Scope.READ,
+          query=JobQuery, answers={200: JobView}, tag="jobs", own=True),
+    Route("POST", "/v1/jobs/{id}/cancel", cancel, "Cancel a job", Scope.WRITE,
+          body=NothingMore, body_required=False, answers={200: JobView, 202: JobView}, tag="jobs"),
+    Route("POST", "/v1/jobs/{id}/retry", retry, "Run a finished job again, as a new one", Scope.WRITE,
+          body=NothingMore, body_required=False, headers=RetryHeaders,
+          answers={200: JobView, 202: JobView}, tag="jobs"),
+    Route("GET", "/v1/jobs/{id}/events", list_events, "What happened to a job", Scope.READ,
+          answers={200: EventList}, tag="jobs", own=True),
+)  # fmt: skip

@@ -1,0 +1,93 @@
+"""Puts a job into the queue and answers with it, or with its outcome if the caller waits for that."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from functions import ids
+from functions.errors import RGridError
+from functions.ids import JobId
+from functions.versions import Version
+from gateway.prefer import Preference
+from gateway.routes import caller, gone, services
+from scheduler.queue import NewJob
+from scheduler.views import JobRecord, job_object, new_record, read_jobs
+from scheduler.wakeups import Topic
+
+SOON_S = 1
+LONGEST_PAUSE_S = 3600
+
+
+async def submit(request: Request, new: NewJob, version: Version, preference: Preference) -> Response:
+    """202 once the job is committed; 200 if it has ended while the caller waited."""
+    opened = services(request)
+    answer = await opened.submitter.submit(new)
+    if isinstance(answer, RGridError):
+        raise answer
+    if answer.created_at is None:
+        return await replay(request, answer.job_id, preference)
+    if new.delay is None:
+        opened.wakeups.hint(Topic.READY)
+    # Nothing can be in the row that is not known here, so that it need not be read.
+    return await _answer(request, new_record(new, version, answer.created_at), preference, {})
+
+
+async def replay(request: Request, job: JobId, preference: Preference) -> Response:
+    """The answer to a request that had made this job before."""
+    return await _answer(request, await _read(request, job), preference, {"Idempotent-Replayed": "true"})
+
+
+async def _answer(
+    request: Request, record: JobRecord, preference: Preference, headers: dict[str, str]
+) -> Response:
+    headers["Location"] = f"/v1/jobs/{ids.encode(ids.JOB, record.id)}"
+    if preference.applied is not None:
+        headers["Preference-Applied"] = preference.applied
+    if preference.wait_s is not None:
+        if not record.finished and await ended(request, record.id, preference.wait_s):
+            record = await _read(request, record.id)
+        if record.finished:
+            return JSONResponse(job_view(request, record), headers=headers)
+    return JSONResponse(job_view(request, record), 202, headers | {"Retry-After": str(_pause_s(record))})
+
+
+def _pause_s(record: JobRecord) -> int:
+    """When it is worth asking for the job again: soon, or when a delayed one is due."""
+    due: datetime | None = record.row["due_at"]
+    if due is None:
+        return SOON_S
+    return min(max(math.ceil((due - datetime.now(UTC)).total_seconds()), SOON_S), LONGEST_PAUSE_S)
+
+
+async def ended(request: Request, job: JobId, timeout_s: float) -> bool:
+    """Wait for the job's outcome; False after ``timeout_s``, or when the process is stopping.
+
+    Raises ``ClientDisconnect`` when there is nobody to be answered any more.
+    """
+    opened = services(request)
+    waiting = asyncio.ensure_future(opened.waiters.wait(job, timeout_s, opened.stopping))
+    leaving = asyncio.ensure_future(gone(request))
+    try:
+        await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientDisconnect
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+
+
+def job_view(request: Request, record: JobRecord) -> dict[str, Any]:
+    return job_object(record, services(request).links)
+
+
+async def _read(request: Request, job: JobId) -> JobRecord:
+    async with services(request).pool.acquire() as conn:
+        (record,) = await read_jobs(conn, caller(request).project_id, [job])
+    return record
