@@ -1,0 +1,94 @@
+"""The params of an invocation from the command line: ``-p name=value`` over ``--data``. Faults are usage errors."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from functions.errors import RGridError
+
+LARGEST = 1024 * 1024
+"""The gateway takes no larger body."""
+
+_DOT = re.compile(r"(?<!\\)\.")
+
+
+def read_params(pairs: Sequence[str], data: str | None) -> dict[str, Any]:
+    """The object of ``data`` (JSON, ``@file`` or ``-``) with each pair set in it."""
+    params = _object(data) if data is not None else {}
+    given: set[tuple[str, ...]] = set()
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        path = tuple(part.replace("\\.", ".") for part in _DOT.split(name))
+        if not equals or not all(path):
+            raise _bad(f"{pair!r} does not read name=value")
+        clash = next(
+            (other for other in given if path[: len(other)] == other or other[: len(path)] == path), None
+        )
+        if clash is not None:
+            raise _bad(
+                f"{name} is set twice"
+                if clash == path
+                else f"{name} and {'.'.join(clash)} exclude each other"
+            )
+        given.add(path)
+        _set(params, path, value_of(value))
+    return params
+
+
+def value_of(text: str) -> Any:
+    """What ``text`` is as JSON, else the text itself: ``3``, ``true``, ``null``, ``["a"]``; ``"3"`` is text."""
+    from functions.documents import load_json
+
+    try:
+        return load_json(text.encode("utf-8", "surrogateescape"))
+    except RGridError:
+        return text
+
+
+def _set(params: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    *parents, last = path
+    for part in parents:
+        if not isinstance(params.get(part), dict):
+            params[part] = {}
+        params = params[part]
+    params[last] = value
+
+
+def _object(data: str) -> dict[str, Any]:
+    from functions.documents import load_json
+
+    try:
+        value = load_json(_content(data))
+    except RGridError as error:
+        raise typer.BadParameter(error.message, param_hint="--data") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("params are a JSON object", param_hint="--data")
+    return value
+
+
+def _content(data: str) -> bytes:
+    if data != "-" and not data.startswith("@"):
+        return data.encode("utf-8", "surrogateescape")
+    try:
+        if data == "-":
+            content = sys.stdin.buffer.read(LARGEST + 1)
+        else:
+            with Path(data[1:]).open("rb") as opened:
+                content = opened.read(LARGEST + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{data}: {error.strerror}", param_hint="--data") from None
+    except ValueError:  # a NUL in the name
+        raise typer.BadParameter(f"{data!r} is not a file's name", param_hint="--data") from None
+    if len(content) > LARGEST:
+        raise typer.BadParameter(f"{data}: larger than {LARGEST} bytes", param_hint="--data")
+    return content
+
+
+def _bad(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--param")
