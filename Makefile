@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # The PostgreSQL beside the embedded 18 that migrations and queue are tested against: what the system has.
 OLD_POSTGRES = $(firstword $(sort $(patsubst /usr/lib/postgresql/%/bin/initdb,%,$(wildcard /usr/lib/postgresql/1[4-7]/bin/initdb))))
 
-.PHONY: help setup demo test unit old-postgres check clean
+.PHONY: help setup demo test unit old-postgres check bench footprint chaos-long clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,15 @@ check: setup  ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: setup  ## what RGrid costs beside what one would do without it, a few minutes (ARGS='--save FILE' keeps every round)
+	@scripts/system.sh run $(BIN)/python -m tests.bench $(ARGS)
+
+footprint: setup  ## what rgrid up takes while nothing happens, and the agent's memory while it moves 2 GB
+	@scripts/system.sh run $(BIN)/python -m tests.bench.footprint
+
+chaos-long: setup  ## the faults of tests/chaos with the default lease of 20 s
+	@RGRID_CHAOS_LONG=1 scripts/system.sh run $(BIN)/python -m pytest -q -m chaos tests/chaos
 
 clean:  ## removes what the targets above made here
 	@rm -rf $(VENV) .cache demo-output dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -24,12 +24,16 @@ missing_packages() {  # one a line
         has_init || mountpoint -q /sys/fs/cgroup || command -v cgroupfs-mount >/dev/null || echo cgroupfs-mount
     fi
     command -v iptables >/dev/null || echo iptables
+    command -v ip >/dev/null || echo iproute2
     command -v mkfs.ext4 >/dev/null || echo e2fsprogs
     command -v mount >/dev/null || echo mount
     "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     if [ "$1" = test ]; then
         command -v busybox >/dev/null || echo busybox-static
         command -v git >/dev/null || echo git
+        # The attacks on the sandbox are compiled.
+        command -v gcc >/dev/null || echo gcc
+        [ -e /usr/include/stdio.h ] || echo libc6-dev
         compgen -G '/usr/lib/postgresql/1[4-7]/bin/initdb' >/dev/null || echo postgresql
     fi
 }
