@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from nodes.agent import kernel_log
 from nodes.agent.attached import Attached
 from nodes.agent.config import DOCKER_HOST
 from nodes.agent.docker_api import DockerApi, DockerError, DockerSilent, DockerSlow
@@ -235,7 +236,12 @@ class Engine:
             if state["ExitCode"] == SIGKILLED and not state["OOMKilled"]:
                 await asyncio.sleep(OOM_MARK_S)
                 state = await self._state(container_id)
-            return Exited(code=int(state["ExitCode"]), oom_killed=bool(state["OOMKilled"]))
+            return Exited(code=int(state["ExitCode"]), oom_killed=await self._was_oom_killed(container_id, state))
+
+    async def _was_oom_killed(self, container_id: str, state: Mapping[str, Any]) -> bool:
+        if state["OOMKilled"] or state["ExitCode"] != SIGKILLED:
+            return bool(state["OOMKilled"])
+        return await asyncio.to_thread(kernel_log.oom_killed, container_id)
 
     async def stop(self, container_id: str, grace_s: float) -> None:
         """SIGTERM, and SIGKILL to all of it when the grace is over; returns when it has ended."""

@@ -74,7 +74,7 @@ async def local_port() -> AsyncIterator[int]:
 def asking(targets: dict[str, tuple[str, int]]) -> str:
     """A script that says for each target whether it could connect."""
     lines = [
-        f"(timeout 2 nc -w 1 {host} {port} </dev/null >/dev/null 2>&1 && echo {name} open || echo {name} closed) &"
+        f"(timeout 4 nc -w 3 {host} {port} </dev/null >/dev/null 2>&1 && echo {name} open || echo {name} closed) &"
         for name, (host, port) in targets.items()
     ]
     return "gateway=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')\n" + "\n".join([*lines, "wait"])

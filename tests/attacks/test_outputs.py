@@ -3,6 +3,7 @@ file system. The files are made by the agent's own hand, which may do more than 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -61,11 +62,8 @@ def a_fifo(path: Path) -> None:
 
 def a_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
-        os.chdir(path.parent)
-        try:
+        with contextlib.chdir(path.parent):
             made.bind(path.name)
-        finally:
-            os.chdir("/")
 
 
 def a_device(path: Path) -> None:
@@ -193,15 +191,10 @@ async def test_names_that_one_folder_cannot_hold_everywhere_are_taken_once(works
 
 
 async def test_a_tree_that_is_very_deep_is_left_at_the_limit(workspace: Workspace) -> None:
-    top = os.open(workspace.out_dir, os.O_RDONLY)
-    try:
-        os.chdir(top)
+    with contextlib.chdir(workspace.out_dir):
         for _ in range(4000):
             Path("d").mkdir()
             os.chdir("d")
-    finally:
-        os.chdir("/")
-        os.close(top)
     (workspace.out_dir / "good").touch()
     found = await collected(workspace, "/out/**")
     assert [each.file.path for each in found.files] == ["/out/good"]

@@ -15,6 +15,8 @@ from functions.grammar import OUTCOMES
 from functions.manifest import LARGEST_BYTES, MOST_VALUES, Manifest, parse_manifest, stored_manifest
 from tests.functions.manifests import POLICY, SMALL, changed, parsed
 
+TEMPLATES = Path(__file__).parents[2] / "templates/functions"
+
 PRODUCT = b"""
 apiVersion: rgrid/v1
 kind: Function
@@ -533,7 +535,7 @@ def test_no_more_than_twenty_faults_are_listed() -> None:
     assert "more)" in str(error)
 
 
-@pytest.mark.parametrize("template", sorted(Path("templates/functions").glob("*/function.yaml")), ids=str)
+@pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*/function.yaml")), ids=lambda path: path.parent.name)
 def test_the_templates_are_good_manifests(template: Path) -> None:
     assert parse_manifest(template.read_bytes(), yaml=True, policy=POLICY).metadata.name == template.parent.name
 
