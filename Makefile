@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # The PostgreSQL beside the embedded 18 that migrations and queue are tested against: what the system has.
 OLD_POSTGRES = $(firstword $(sort $(patsubst /usr/lib/postgresql/%/bin/initdb,%,$(wildcard /usr/lib/postgresql/1[4-7]/bin/initdb))))
 
-.PHONY: help setup demo test unit old-postgres check bench footprint chaos-long clean
+.PHONY: help setup demo test unit machine old-postgres check bench footprint chaos-long clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,11 +24,19 @@ test:  ## sets up and passes every test: PostgreSQL 18 and an older one, S3, Doc
 	@PYTHON=$(PYTHON) scripts/system.sh install test
 	@$(MAKE) setup
 	@$(MAKE) check
-	@scripts/system.sh run $(MAKE) unit old-postgres
+	@scripts/system.sh run $(MAKE) -j2 unit machine
+
+# Two parts side by side: most of the second one is waiting for containers and leases.
+MACHINE_TESTS := tests/nodes tests/attacks tests/e2e tests/chaos tests/gateway/test_up.py tests/gateway/test_demo.py
 
 unit: setup
 	@echo "== tests, PostgreSQL 18"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(addprefix --ignore=,$(MACHINE_TESTS))
+	@$(MAKE) old-postgres
+
+machine: setup
+	@echo "== tests of nodes and of whole instances, Docker"
+	@$(BIN)/python -m pytest -q $(MACHINE_TESTS)
 
 old-postgres: setup
 	@echo "== migrations and queue, PostgreSQL $(OLD_POSTGRES)"

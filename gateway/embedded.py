@@ -95,7 +95,9 @@ class Instance:
         self._supervisor = supervisor
         self._began, self._began_s = datetime.now(UTC), time.monotonic()
         self._keys = folder.keys(
-            free_port=lambda: free_port(options.host), make_api_key=lambda: make_key().text
+            free_port=lambda: free_port(options.host),
+            make_api_key=lambda: make_key().text,
+            own_key=os.environ.get("RGRID_BOOTSTRAP_KEY"),
         )
         self._join_token: str | None = None
         self._servers_env: dict[str, str] = {}

@@ -19,7 +19,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gateway.embedded_postgres import LONGEST_SOCKET_FOLDER
@@ -139,16 +139,22 @@ class Folder:
         if made:
             shutil.rmtree(made[0], ignore_errors=True)
 
-    def keys(self, *, free_port: Callable[[], int], make_api_key: Callable[[], str]) -> Keys:
-        """The stored keys, made at the first start."""
+    def keys(
+        self, *, free_port: Callable[[], int], make_api_key: Callable[[], str], own_key: str | None = None
+    ) -> Keys:
+        """The stored keys, made at the first start. A user's own API key is kept with them: it stays the instance's
+        when a later start is not given it again."""
         if (stored := self.stored_keys()) is not None:
+            if own_key and own_key != stored.api_key:
+                stored = replace(stored, api_key=own_key)
+                self.keep(stored)
             return stored
         keys = Keys(
             secret_key=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             s3_key_id=f"RGRID{secrets.token_hex(8).upper()}",
             s3_secret=secrets.token_hex(24),
             s3_port=free_port(),
-            api_key=make_api_key(),
+            api_key=own_key or make_api_key(),
         )
         self.keep(keys)
         return keys

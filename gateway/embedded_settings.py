@@ -111,5 +111,5 @@ def for_node(
 
 
 def api_key(environment: Mapping[str, str], keys: Keys) -> str:
-    """The user's own key while it is given, else the one made at the first start."""
+    """The user's own key if one is given, else the last one, which the first start may have made."""
     return environment.get("RGRID_BOOTSTRAP_KEY") or keys.api_key

@@ -17,6 +17,7 @@ from gateway.problems import kind_of, problem_response
 log = structlog.get_logger(__name__)
 
 CLIENT_ID = re.compile(rb"[0-9A-Za-z_.:=+/-]{1,128}")
+LINK = re.compile(rb"/+r/")
 QUIET = frozenset({"health", "node"})
 """Tags of routes that somebody calls all the time."""
 NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -52,8 +53,7 @@ class Envelope:
             answer.status = 499  # nobody is there to be answered; nginx logs this number
         except Exception as error:
             if not isinstance(error, RGridError):
-                tell = log.error if kind_of(error) is None else log.warning
-                tell("request failed", request_id=request_id, path=shown_path(scope), exc_info=error)
+                _tell_of(error, scope)
             if answer.status:
                 raise  # half an answer is out: only a cut connection tells the client
             await problem_response(error, request_id)(scope, receive, answer.send)
@@ -71,12 +71,20 @@ class Envelope:
             )
 
 
+def _tell_of(error: Exception, scope: Scope) -> None:
+    about = {"request_id": scope["rgrid.request_id"], "path": shown_path(scope)}
+    if kind_of(error) is None:
+        log.error("request failed", **about, exc_info=error)
+    else:  # while a part is away this is every request, and where in the code it broke says nothing
+        log.warning("request failed", **about, error=f"{type(error).__name__}: {error}"[:200])
+
+
 def shown_path(scope: Scope) -> str:
     """The path for the log. A link's token is as good as a key, so it does not stand there."""
-    if "token" in scope.get("path_params", ()):
-        template: str = scope["rgrid.route"].path
-        return template
     raw: bytes = scope["raw_path"]
+    # Also where the path led to no route: to that of a link with another method, or with a slash too many.
+    if "token" in scope.get("path_params", ()) or LINK.match(raw):
+        return "/r/{token}"
     return raw[:256].decode("latin-1")
 
 

@@ -111,6 +111,10 @@ class GatewayProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             return Malformed("this is not HTTP/1.1")
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            # The parser would undo the chunks and take what is in them as it is.
+            return Malformed("a body may be sent in chunks, and in no other transfer coding")
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts != 1 and not (hosts == 0 and version == "1.0"):
             return Malformed("a request has exactly one Host header")

@@ -177,7 +177,10 @@ def no_query(query: bytes) -> None:
 def field_errors(error: ValidationError, prefix: str) -> list[FieldError]:
     """What pydantic found, as pointers; values are not repeated."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    return [FieldError(_pointer(prefix, fault["loc"]), fault["msg"]) for fault in faults[:FAULTS]]
+    return [
+        FieldError(_pointer(prefix, fault["loc"]), fault["msg"].removeprefix("Value error, "))
+        for fault in faults[:FAULTS]
+    ]
 
 
 def _parsed(parse: Callable[[], Model], prefix: str) -> Model:

@@ -24,7 +24,7 @@ from gateway.links import JobLinks
 from gateway.services import s3_config
 from gateway.settings import Settings
 from nodes import registry
-from scheduler import queue
+from scheduler import jobs, queue
 from scheduler.loop import Round, run_rounds
 from scheduler.reaper import Sight, reap_once
 from scheduler.sending import Sender
@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 STATEMENT_S = 30
 """Longer than any round's statement; a connection that says nothing for so long is given up."""
 BATCH = 500
+LATE_S = 5
+"""Between looks for jobs that came in beside the delete of their function."""
 SLOW_S = 60
 """Between rounds that only tidy up."""
 ROUNDS_STOP_S, SENDER_STOP_S, POOL_STOP_S = 0.7, 0.4, 0.2
@@ -109,6 +111,13 @@ def rounds_of(
             log.warning("leases ran out", requeued=reaped.requeued, ended=reaped.ended)
         return reaped.requeued + reaped.ended == BATCH
 
+    async def cancel_after_delete() -> bool:
+        ended = await jobs.cancel_after_delete(pool, limit=BATCH)
+        if ended:
+            wakeups.hint(Topic.OUTCOME)
+            wakeups.hint(Topic.DELIVERY)
+        return ended == BATCH
+
     async def sweep() -> bool:
         return await artifacts.sweep_once(pool, store, limit=BATCH, age=upload) == BATCH
 
@@ -126,6 +135,7 @@ def rounds_of(
         # Well within what its ``Sight`` takes for a gap, however short leases are.
         Round("reap", min(settings.poll_s, settings.lease_s / 8), reap),
         Round("deliver", settings.poll_s, sender.deliver_once, ticket=lambda: wakeups.ticket(Topic.DELIVERY)),
+        Round("cancel jobs of deleted functions", LATE_S, cancel_after_delete),
         Round("sweep artifacts", SLOW_S, sweep),
         Round("forget idempotency keys", SLOW_S, forget_keys),
         Round("forget unjoined nodes", SLOW_S, forget_nodes),

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from functions import artifacts, ids, versions
-from functions.db import Connection
+from functions.db import Connection, Pool
 from functions.errors import Conflict, Invalid, LeaseLost, NotFound
 from functions.ids import ArtifactId, FunctionId, JobId, NodeId, ProjectId
 from functions.jobspec import JobSpec
@@ -52,6 +52,12 @@ SELECT jobs.version_id, jobs.params, jobs.callback_url, jobs.callback_events, fu
        EXISTS (SELECT 1 FROM outcomes WHERE job_id = jobs.id) AS finished
   FROM jobs LEFT JOIN functions ON functions.id = jobs.function_id
  WHERE jobs.id = $2 AND jobs.project_id = $1
+"""
+
+
+FUNCTION_OF = """
+-- function_of_job
+SELECT function_id FROM jobs WHERE id = $2 AND project_id = $1
 """
 
 
@@ -193,6 +199,14 @@ async def made_before(
     return Submitted(job_id, None)
 
 
+async def retried_before(
+    conn: Connection, project: ProjectId, job: JobId, key: str, body_hash: bytes
+) -> Submitted | Invalid | None:
+    """The answer to a retry of ``job`` whose idempotency key was used before; None if the key is free."""
+    function = await conn.fetchval(FUNCTION_OF, project, job)
+    return None if function is None else await made_before(conn, project, function, key, body_hash)
+
+
 async def finish(conn: Connection, node: NodeId, job: JobId, report: Report) -> str:
     """Record how an attempt ended, in the caller's transaction: outcome, files and deliveries, or the next attempt.
 
@@ -323,6 +337,20 @@ async def end_unleased(
     if taken:
         deliveries = await _deliveries_of(conn, {job.job_id: status for job in taken})
         await queue.end_unleased(conn, project, taken, status=status, error=error, deliveries=deliveries)
+
+
+async def cancel_after_delete(pool: Pool, *, limit: int, within: timedelta = timedelta(minutes=15)) -> int:
+    """Cancel jobs that were put into the queue while their function was being deleted; how many.
+
+    The delete itself cannot see them: they may be committed after it, by a request that had found the function.
+    """
+    async with pool.acquire() as conn, conn.transaction():
+        found: dict[ProjectId, list[JobId]] = {}
+        for project, job in await queue.queued_after_delete(conn, within=within, limit=limit):
+            found.setdefault(project, []).append(job)
+        for project, left in sorted(found.items()):
+            await cancel(conn, project, left)
+    return sum(map(len, found.values()))
 
 
 async def require(conn: Connection, project: ProjectId, job: JobId) -> bool:

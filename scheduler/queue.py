@@ -319,6 +319,20 @@ SELECT waiting_jobs.job_id FROM waiting_jobs JOIN jobs ON jobs.id = waiting_jobs
  WHERE waiting_jobs.project_id = $1 AND jobs.function_id = $2
 """
 
+QUEUED_AFTER_DELETE = """
+-- queued_after_delete
+SELECT ready_jobs.project_id, ready_jobs.job_id FROM functions
+  JOIN ready_jobs ON ready_jobs.project_id = functions.project_id AND ready_jobs.attempt = 0
+  JOIN jobs ON jobs.id = ready_jobs.job_id AND jobs.function_id = functions.id
+ WHERE functions.deleted_at > now() - $1::interval
+UNION ALL
+SELECT waiting_jobs.project_id, waiting_jobs.job_id FROM functions
+  JOIN waiting_jobs ON waiting_jobs.project_id = functions.project_id AND waiting_jobs.stage = 'delayed'
+  JOIN jobs ON jobs.id = waiting_jobs.job_id AND jobs.function_id = functions.id
+ WHERE functions.deleted_at > now() - $1::interval
+ LIMIT $2
+"""
+
 FORGET_KEYS = """
 -- forget_keys
 DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
@@ -639,6 +653,14 @@ async def end_unleased(
 async def unfinished_of(conn: Connection, project: ProjectId, function: FunctionId) -> list[JobId]:
     """Jobs of a function that are not leased and not finished."""
     return [row["job_id"] for row in await conn.fetch(UNFINISHED_OF_FUNCTION, project, function)]
+
+
+async def queued_after_delete(
+    conn: Connection, *, within: timedelta, limit: int
+) -> list[tuple[ProjectId, JobId]]:
+    """Jobs that have not begun, of functions that were deleted no longer ago than ``within``."""
+    rows = await conn.fetch(QUEUED_AFTER_DELETE, within, limit)
+    return [(row["project_id"], row["job_id"]) for row in rows]
 
 
 async def forget_keys(conn: Connection, *, limit: int) -> int:

@@ -107,7 +107,8 @@ def _type(schema: dict[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     """With a capital letter at its beginning."""
-    return text[:1].upper() + _plain(text[1:])
+    text = _plain(text)
+    return text[:1].upper() + text[1:]
 
 
 def _cell(text: str) -> str:

@@ -58,7 +58,8 @@ Read by `rgrid node`. Options on its command line go before them.
 `rgrid up` reads `RGRID_DATA_DIR` (default `/var/lib/rgrid`), `RGRID_HOST`, `RGRID_PORT`, `RGRID_SLOTS` and
 `RGRID_BOOTSTRAP_KEY`, and hands every other variable above on to the processes that it starts. Where the database and
 the store are, their keys, `RGRID_SECRET_KEY` and `RGRID_MAX_SLOTS` it decides itself: it says so when one of them is
-set. `RGRID_SLOT_MEMORY` defaults to the machine's memory divided by the slots there, and at least 2 GiB.
+set. A bootstrap key that it is given once is kept in `--data-dir`, and stays the instance's until it is given
+another. `RGRID_SLOT_MEMORY` defaults to the machine's memory divided by the slots there, and at least 2 GiB.
 
 ## Command line
 

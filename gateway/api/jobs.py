@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from functions import ids, versions
 from functions.db import Connection
-from functions.errors import FieldError, Invalid, NotFound
+from functions.errors import Conflict, FieldError, Invalid, NotFound, RGridError
 from functions.ids import JobId
 from gateway.api import paging
 from gateway.api.models import EventList, JobList, JobView, NothingMore, Status
 from gateway.api.paging import PageQuery
-from gateway.api.submitting import ended, job_view, submit
+from gateway.api.submitting import ended, job_view, replay, submit
 from gateway.prefer import LONGEST_S, read_prefer
 from gateway.routes import (
     IdempotencyKey,
@@ -139,18 +139,28 @@ async def retry(request: Request) -> Response:
     headers = read_headers(request, RetryHeaders)
     await read_body(request, NothingMore)
     opened, who, job = services(request), caller(request), named(request)
-    preference = read_prefer(headers.prefer)
-    async with opened.pool.acquire() as conn:
-        new = await jobs.retry(conn, who.project_id, job, opened.sizing)
-        version = (await versions.by_ids(conn, [new.version_id]))[new.version_id]
-    await check_inputs(opened.pool, new, opened.egress)
-    new = replace(
-        new,
-        key_id=who.key_id,
-        idempotency_key=headers.idempotency_key,
-        body_hash=hashlib.sha256(b"retry " + job.bytes).digest(),
-    )
+    preference, key = read_prefer(headers.prefer), headers.idempotency_key
+    body_hash = hashlib.sha256(b"retry " + job.bytes).digest()
+    try:
+        async with opened.pool.acquire() as conn:
+            new = await jobs.retry(conn, who.project_id, job, opened.sizing)
+            version = (await versions.by_ids(conn, [new.version_id]))[new.version_id]
+        await check_inputs(opened.pool, new, opened.egress)
+    except (Conflict, Invalid):
+        # A repeat has its answer, whatever has become of the function and of the files since.
+        if key is None or (before := await _retried_before(request, job, key, body_hash)) is None:
+            raise
+        return await replay(request, before, preference)
+    new = replace(new, key_id=who.key_id, idempotency_key=key, body_hash=body_hash)
     return await submit(request, new, version, preference)
+
+
+async def _retried_before(request: Request, job: JobId, key: str, body_hash: bytes) -> JobId | None:
+    async with services(request).pool.acquire() as conn:
+        before = await jobs.retried_before(conn, caller(request).project_id, job, key, body_hash)
+    if isinstance(before, RGridError):
+        raise before
+    return None if before is None else before.job_id
 
 
 async def list_events(request: Request) -> Response:

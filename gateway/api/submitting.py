@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from functions import ids
-from functions.errors import RGridError
+from functions.errors import Invalid, RGridError
 from functions.ids import JobId
 from functions.versions import Version
 from gateway.prefer import Preference
@@ -40,7 +40,14 @@ async def submit(request: Request, new: NewJob, version: Version, preference: Pr
 
 async def replay(request: Request, job: JobId, preference: Preference) -> Response:
     """The answer to a request that had made this job before."""
-    return await _answer(request, await _read(request, job), preference, {"Idempotent-Replayed": "true"})
+    record, who = await _read(request, job), caller(request)
+    if who.only_own and record.row["key_id"] != who.key_id:
+        # Whoever guesses the key of somebody else's request must not be shown that one's job.
+        raise Invalid(
+            "this Idempotency-Key was used by somebody else in the last 24 hours: send a new key",
+            code="idempotency_key_reused",
+        )
+    return await _answer(request, record, preference, {"Idempotent-Replayed": "true"})
 
 
 async def _answer(

@@ -124,7 +124,8 @@ def main() -> None:
 
 def _usage(error: Exception) -> int:
     format_message = getattr(error, "format_message", None)
-    said = format_message() if format_message else str(error)
+    # Without a subcommand there is nothing to quote: typer has printed the help.
+    said = (format_message() if format_message else str(error)) or "a command is missing"
     ctx = getattr(error, "ctx", None)
     command = ctx.command_path if ctx is not None else "rgrid"
     _error(f"{said.rstrip('.')}: see '{command} --help'")

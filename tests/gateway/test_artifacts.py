@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+import structlog.testing
 
 from functions import ids
 from gateway.api.models import ArtifactView
@@ -73,6 +74,13 @@ async def test_a_stable_link_leads_to_the_file_without_a_key(services: Services,
             assert each.headers["cache-control"] == "no-store"
     async with httpx.AsyncClient(trust_env=False, verify=False) as browser:
         assert (await browser.get(answer.headers["location"])).content == DATA
+
+
+@pytest.mark.parametrize(("method", "extra"), [("GET", ""), ("POST", ""), ("GET", "/"), ("GET", "/more")])
+async def test_a_links_token_does_not_stand_in_the_log(shared_api: httpx.AsyncClient, method: str, extra: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        await shared_api.request(method, f"/r/{'A' * 32}{extra}")
+    assert [line["path"] for line in lines if line["event"] == "request"] == ["/r/{token}"]
 
 
 async def test_files_of_an_attempt_that_did_not_win_are_invisible(

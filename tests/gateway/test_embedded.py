@@ -77,6 +77,15 @@ def keys_of(folder: Folder) -> Keys:
     return folder.keys(free_port=lambda: 20_000, make_api_key=lambda: "rgk_key")
 
 
+def test_a_key_of_ones_own_stays_when_a_later_start_is_not_given_it(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+
+    def start(own_key: str | None) -> str:
+        return folder.keys(free_port=lambda: 1, make_api_key=lambda: "rgk_made", own_key=own_key).api_key
+
+    assert [start(key) for key in ("first", None, "", "second", None)] == ["first", "first", "first", "second", "second"]
+
+
 def test_keys_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "a" / "b")
     with folder.claimed("pid 1, http://127.0.0.1:8080"):

@@ -237,6 +237,7 @@ async def test_a_header_that_breaks_a_rule_is_refused_and_named(
     problem = answer.json()
     assert (answer.status_code, problem["code"]) == (status, code)
     assert [error["pointer"] for error in problem["errors"]] == [f"/header/{header}"]
+    assert "Value error" not in answer.text
 
 
 @pytest.mark.parametrize("events", ["", "job.done", "job.succeeded,", "succeeded", "*", "job.started"])
@@ -320,6 +321,12 @@ async def test_a_key_for_one_function_invokes_it_and_sees_its_own_jobs_only(
         own = await make_job(widget)
         assert (await widget.get(f"/v1/jobs/{own['id']}")).json() == own
         assert (await widget.get(f"/v1/jobs/{own['id']}/events")).status_code == 200
+        theirs = await make_job(api, headers={"Idempotency-Key": "guessed"})
+        guess = await widget.post(
+            "/v1/functions/thumbnail/invoke", json={"video": "v"}, headers={"Idempotency-Key": "guessed"}
+        )
+        assert (guess.status_code, guess.json()["code"]) == (422, "idempotency_key_reused")
+        assert theirs["id"] not in guess.text
         for path in (f"/v1/jobs/{foreign['id']}", f"/v1/jobs/{foreign['id']}/events"):
             assert ((await widget.get(path)).status_code, (await api.get(path)).status_code) == (404, 200)
         refused = [

@@ -199,6 +199,11 @@ async def test_a_retry_with_a_key_is_made_once(api: httpx.AsyncClient) -> None:
     assert made[1].headers["idempotent-replayed"] == "true"
     other = await api.post(f"/v1/jobs/{second['id']}/retry", headers=key)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert (await api.delete("/v1/functions/thumbnail")).status_code == 204
+    again = await api.post(f"/v1/jobs/{first['id']}/retry", headers=key)
+    assert (again.status_code, again.json()["id"]) == (202, made[0].json()["id"])
+    refused = await api.post(f"/v1/jobs/{first['id']}/retry", headers={"Idempotency-Key": "another"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "function_deleted")
 
 
 @pytest.mark.parametrize("call", ["cancel", "retry"])

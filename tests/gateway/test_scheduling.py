@@ -104,6 +104,28 @@ async def test_due_jobs_become_ready_lost_ones_come_back_and_callbacks_go_out(qu
             assert await conn.fetchval("SELECT count(*) FROM delivery_attempts") == 1
 
 
+async def test_jobs_that_came_in_beside_the_delete_of_their_function_are_cancelled(
+    quick: Settings, pool: Pool
+) -> None:
+    world = await make_world(pool)
+    async with pool.acquire() as conn:
+        running = await make_job(conn, world.version)
+        await claim_one(conn, world.node, world.account)
+        ready = await make_job(conn, world.version)
+        delayed = await make_job(conn, world.version, delay=A_MINUTE)
+        # Committed by requests that had found the function: the delete that took place meanwhile did not see them.
+        await conn.execute("UPDATE functions SET deleted_at = now()")
+        assert await jobs.cancel_after_delete(pool, limit=1) == 1
+
+        async def done() -> bool:
+            return await stands_in(conn, ready) == await stands_in(conn, delayed) == ["cancelled"]
+
+        async with scheduling(quick):
+            await eventually(done)
+        assert await stands_in(conn, running) == ["leased"]
+        assert {row["status"] for row in await conn.fetch("SELECT status FROM outcomes")} == {"cancelled"}
+
+
 async def test_an_unjoined_node_is_gone_when_its_token_has_run_out(quick: Settings, pool: Pool) -> None:
     async with pool.acquire() as conn:
         node = await make_node(conn)

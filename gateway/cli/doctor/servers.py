@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
@@ -56,10 +57,13 @@ async def object_store(config: S3Config) -> AsyncIterator[Finding]:
     part = "s3"
     async with S3Store(config) as store:
         try:
-            await store.check()
-        except RGridError as error:
+            # The store's own patience is that of the gateway, which can wait: minutes, with what it tries again.
+            async with asyncio.timeout(ANSWER_S):
+                await store.check()
+        except (RGridError, TimeoutError) as error:
+            said = error.message if isinstance(error, RGridError) else f"it does not answer within {ANSWER_S} s"
             yield wrong(
-                part, f"{config.endpoint}, bucket {config.bucket}: {error.message}",
+                part, f"{config.endpoint}, bucket {config.bucket}: {said}",
                 "start it, or mend RGRID_S3_*; the gateway makes the bucket when it starts",
             )  # fmt: skip
             return

@@ -105,6 +105,11 @@ def test_a_usage_error_is_one_line_that_names_the_help(rgrid: Rgrid, arguments: 
     assert line.endswith("--help'")
 
 
+def test_a_group_without_a_command_says_so(rgrid: Rgrid) -> None:
+    done = rgrid("callbacks")
+    assert (done.status, done.err.splitlines()) == (2, ["error: a command is missing: see 'rgrid callbacks --help'"])
+
+
 @pytest.mark.parametrize(("arguments", "said"), WRONG, ids=lambda value: str(value)[:60])
 def test_what_cannot_be_done_is_one_line(rgrid: Rgrid, arguments: tuple[str, ...], said: str) -> None:
     assert said in rgrid(*arguments).refused(1)

@@ -9,7 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gateway.cli.doctor import machine
+from functions.s3 import S3Config
+from gateway.cli.doctor import machine, servers
 from gateway.cli.doctor.findings import State
 from gateway.embedded_folder import Folder
 from gateway.settings import Settings
@@ -124,6 +125,17 @@ def test_little_room_is_a_warning_and_none_is_wrong(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free_gib * 1024**3})())
     assert machine.disk_space("disk", Path("/no/such/folder/yet")).state is state
+
+
+async def test_a_store_that_says_nothing_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        config = S3Config(endpoint, endpoint, "us-east-1", "rgrid", "id", "secret")
+        async with asyncio.timeout(10):
+            found = [one async for one in servers.object_store(config)]
+    assert [(one.part, one.state) for one in found] == [("s3", State.WRONG)]
+    assert "it does not answer within 0.2 s" in found[0].found
 
 
 def test_a_clock_that_is_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
