@@ -96,6 +96,8 @@ async def test_gateway_and_scheduler_serve_until_they_are_told_to_stop(settings:
         while not _ready(env["RGRID_PORT"]):
             assert time.monotonic() < deadline and running[0].poll() is None
             time.sleep(0.05)
+        assert running[1].stderr is not None
+        assert "scheduler started" in running[1].stderr.readline()  # from there on it ends in order
     finally:
         for process in running:
             process.send_signal(signal.SIGTERM)
