@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from functions import ids
 from functions.db import Connection, Pool, Row
-from functions.errors import FieldError, Invalid, NotFound
+from functions.errors import FieldError, Gone, Invalid, NotFound
 from functions.ids import ArtifactId, JobId, ProjectId
 
 RESERVED_CAP = 4000
@@ -51,18 +52,18 @@ RETURNING id
 OUTPUTS_OF = """
 -- outputs_of_jobs
 SELECT a.id, a.project_id, a.job_id, a.attempt, a.name, a.path, a.content_type, a.size, a.sha256, a.md5,
-       a.object_key, a.link_token
+       a.object_key, a.link_token, a.state
   FROM artifacts a JOIN outcomes ON outcomes.job_id = a.job_id AND outcomes.attempt = a.attempt
- WHERE a.project_id = $1 AND a.job_id = ANY ($2) AND a.state = 'complete'
+ WHERE a.project_id = $1 AND a.job_id = ANY ($2) AND a.state <> 'pending'
  ORDER BY a.job_id, a.position, a.id
 """
 
 GET_ARTIFACT = """
 -- get_artifact
 SELECT a.id, a.project_id, a.job_id, a.attempt, a.name, a.path, a.content_type, a.size, a.sha256, a.md5,
-       a.object_key, a.link_token
+       a.object_key, a.link_token, a.state
   FROM artifacts a LEFT JOIN outcomes ON outcomes.job_id = a.job_id AND outcomes.attempt = a.attempt
- WHERE a.project_id = $1 AND a.id = $2 AND a.state = 'complete'
+ WHERE a.project_id = $1 AND a.id = $2 AND a.state <> 'pending'
    AND (a.job_id IS NULL OR outcomes.job_id IS NOT NULL)
 """
 
@@ -76,14 +77,19 @@ SELECT a.id FROM artifacts a LEFT JOIN outcomes ON outcomes.job_id = a.job_id AN
 ARTIFACT_BY_LINK = """
 -- artifact_by_link
 SELECT a.id, a.project_id, a.job_id, a.attempt, a.name, a.path, a.content_type, a.size, a.sha256, a.md5,
-       a.object_key, a.link_token
+       a.object_key, a.link_token, a.state
   FROM artifacts a LEFT JOIN outcomes ON outcomes.job_id = a.job_id AND outcomes.attempt = a.attempt
- WHERE a.link_token = $1 AND a.state = 'complete' AND (a.job_id IS NULL OR outcomes.job_id IS NOT NULL)
+ WHERE a.link_token = $1 AND a.state <> 'pending' AND (a.job_id IS NULL OR outcomes.job_id IS NOT NULL)
+"""
+
+RENEW_LINK = """
+-- renew_artifact_link
+UPDATE artifacts SET link_token = $3 WHERE project_id = $1 AND id = $2
 """
 
 ABANDONED = """
 -- abandoned_artifacts
-SELECT a.id, a.object_key FROM artifacts a
+SELECT a.id, a.object_key, a.upload_id FROM artifacts a
  WHERE a.state = 'pending' AND a.created_at < now() - $1::interval
    AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.job_id = a.job_id AND leases.attempt = a.attempt)
  ORDER BY a.created_at LIMIT $2
@@ -105,6 +111,24 @@ class ObjectHead:
     sha256: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as a listing names it."""
+
+    key: str
+    size: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a multipart upload, as the store has it. Numbers begin at 1."""
+
+    number: int
+    size: int
+    etag: str
+
+
 class Store(Protocol):
     """Where bytes are. ``presign_*`` only compute; the rest raises ``Unavailable`` when nothing answers."""
 
@@ -115,15 +139,45 @@ class Store(Protocol):
         """Return if the bucket answers."""
 
     def presign_put(
-        self, key: str, size: int, md5_hex: str, sha256_hex: str, content_type: str
+        self, key: str, size: int, md5_hex: str | None, sha256_hex: str, content_type: str
     ) -> tuple[str, dict[str, str]]:
-        """A URL that stores exactly these bytes under this key, and the headers that must go with it."""
+        """A URL that stores exactly these bytes under this key, and the headers that must go with it. Not every store
+        looks at the SHA-256."""
 
-    def presign_get(self, key: str, filename: str, content_type: str, expires_s: int) -> str:
-        """A URL that downloads the object as a file of that name."""
+    def presign_get(
+        self, key: str, filename: str, content_type: str, expires_s: int, *, method: str = "GET"
+    ) -> str:
+        """A URL that downloads the object as a file of that name, or (HEAD) tells of it."""
+
+    def presign_part(self, key: str, upload_id: str, number: int, size: int) -> tuple[str, dict[str, str]]:
+        """A URL that stores one part of a multipart upload, and the headers that must go with it."""
+
+    async def begin_multipart(self, key: str, content_type: str) -> str:
+        """Begin an upload in parts; its id."""
+
+    async def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> Part:
+        """Store one part."""
+
+    async def parts(self, key: str, upload_id: str) -> Sequence[Part] | None:
+        """The parts that are there; None when the upload is over: complete, or given up."""
+
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        """Make the object of its parts. Repeated, it changes nothing."""
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Give an upload in parts up, and drop what is there of it. One that is over is fine."""
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Store an object."""
+
+    def read(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The object's bytes, in pieces; raises ``NotFound`` when it is entered."""
 
     async def head(self, key: str) -> ObjectHead | None:
         """What stands under the key; None for nothing."""
+
+    async def list_objects(self, after: str, limit: int) -> list[StoredObject]:
+        """The next objects behind the key ``after``, in the order of their keys; fewer than ``limit``: no more."""
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that do not exist are fine."""
@@ -157,6 +211,8 @@ class Artifact:
     md5: str
     object_key: str
     link_token: str
+    kept: bool = True
+    """False: its time is over, and it cannot be downloaded any more."""
 
     @property
     def filename(self) -> str:
@@ -171,6 +227,11 @@ class Artifact:
 def object_key(project: ProjectId, job: JobId, attempt: int, artifact: ArtifactId) -> str:
     """Names and paths that users choose are never in a key; the attempt is, as the fence between attempts."""
     return f"{project}/{ids.encode(ids.JOB, job)}/{attempt}/{ids.encode(ids.ARTIFACT, artifact)}"
+
+
+def uploaded_key(project: ProjectId, artifact: ArtifactId) -> str:
+    """Where a file lies that a user has brought."""
+    return f"{project}/uploads/{ids.encode(ids.ARTIFACT, artifact)}"
 
 
 async def reserve(
@@ -282,7 +343,7 @@ async def get(conn: Connection, project: ProjectId, artifact: ArtifactId) -> Art
     if row is None:
         name = ids.encode(ids.ARTIFACT, artifact)
         raise NotFound(f"there is no artifact {name}", code="artifact_not_found")
-    return _artifact(row)
+    return _kept(_artifact(row))
 
 
 async def visible(conn: Connection, project: ProjectId, wanted: Sequence[ArtifactId]) -> set[ArtifactId]:
@@ -290,18 +351,34 @@ async def visible(conn: Connection, project: ProjectId, wanted: Sequence[Artifac
     return {row["id"] for row in await conn.fetch(VISIBLE, project, list(wanted))}
 
 
+async def renew_link(conn: Connection, project: ProjectId, artifact: ArtifactId) -> Artifact:
+    """Give a visible file another link: the one that it had leads nowhere now. Raises ``NotFound``."""
+    found = await get(conn, project, artifact)
+    token = secrets.token_urlsafe(24)
+    await conn.execute(RENEW_LINK, project, artifact, token)
+    return replace(found, link_token=token)
+
+
 async def by_link(conn: Connection, token: str) -> Artifact:
     """The visible file whose stable link carries ``token``; to hold it is enough. Raises ``NotFound``."""
     row = await conn.fetchrow(ARTIFACT_BY_LINK, token)
     if row is None:
         raise NotFound("this link does not exist, or its file is gone", code="artifact_not_found")
-    return _artifact(row)
+    return _kept(_artifact(row))
+
+
+def _kept(artifact: Artifact) -> Artifact:
+    if not artifact.kept:
+        name = ids.encode(ids.ARTIFACT, artifact.id)
+        raise Gone(f"{name} is not kept any more: its retention is over, or it was lost")
+    return artifact
 
 
 async def sweep_once(
     pool: Pool, store: Store, *, limit: int = 500, age: timedelta = timedelta(hours=2)
 ) -> int:
-    """Discard files of attempts that are over and did not win, objects first; returns how many.
+    """Discard files of attempts that are over and did not win, and uploads that nobody went on with, objects first;
+    returns how many.
 
     ``age`` must be longer than an upload URL works, or an object may come back after its row is gone. Safe
     beside others and after a crash: rows stay until their objects are gone.
@@ -309,6 +386,9 @@ async def sweep_once(
     async with pool.acquire() as conn, conn.transaction():
         rows = await conn.fetch(ABANDONED, age, limit)
         if rows:
+            for row in rows:
+                if row["upload_id"] is not None:
+                    await store.abort_multipart(row["object_key"], row["upload_id"])
             await store.delete([row["object_key"] for row in rows])
             await conn.execute(FORGET, [row["id"] for row in rows])
         return len(rows)
@@ -318,4 +398,5 @@ def _artifact(row: Row) -> Artifact:
     return Artifact(
         row["id"], row["project_id"], row["job_id"], row["attempt"], row["name"], row["path"],
         row["content_type"], row["size"], row["sha256"], row["md5"], row["object_key"], row["link_token"],
+        row.get("state", "complete") in ("pending", "complete"),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,6 +28,7 @@ ERRORS = 20
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _MAYBE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_SPACE = re.compile(r"[ \t\n\r]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
 
 _YAML_WORDS: dict[str, bool | None] = (
@@ -45,23 +46,79 @@ def load_json(data: bytes) -> Any:
     """The value of one JSON text (RFC 8259, UTF-8)."""
     text = _decode(data)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_no_constant,
-            parse_int=_integer,
-            parse_float=_float,
-        )
+        value = _JSON.decode(text)
     except json.JSONDecodeError as error:
-        raise Malformed(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise _not_json(error) from None
     except RecursionError:
         raise _too_deep() from None
+    _check_json(value, text)
+    return value
+
+
+def json_items(data: bytes) -> Iterator[tuple[Any, int]]:
+    """The items of a JSON array, one after the other, with their length as text; the array is never made as a whole.
+
+    Raises as ``load_json`` does, when it gets there; pointers are into the item.
+    """
+    text = _decode(data)
+    at = _past_space(text, 0)
+    if text[at] != "[":
+        load_json(data)
+        raise Invalid("not a list", errors=[FieldError("", "not a list")])
+    at = _past_space(text, at + 1)
+    closed = text[at : at + 1] == "]"
+    while not closed:
+        try:
+            value, end = _JSON.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise _not_json(error) from None
+        except RecursionError:
+            raise _too_deep() from None
+        _check_json(value, text[at:end])
+        yield value, end - at
+        at = _past_space(text, end)
+        closed = text[at : at + 1] == "]"
+        if not closed:
+            if text[at : at + 1] != ",":
+                raise _not_json(json.JSONDecodeError("Expecting ',' delimiter", text, at))
+            at = _past_space(text, at + 1)
+    if _past_space(text, at + 1) != len(text):
+        raise _not_json(json.JSONDecodeError("Extra data", text, at + 1))
+
+
+def json_lines(data: bytes) -> Iterator[tuple[Any, int]]:
+    """The values of NDJSON, one a line, with their length in bytes. Blank lines are none.
+
+    Raises as ``load_json`` does, when it gets there; pointers are into the value.
+    """
+    start, number = 0, 0
+    while start < len(data):
+        end = data.find(b"\n", start)
+        end = len(data) if end < 0 else end
+        line = data[start:end]
+        start, number = end + 1, number + 1
+        if line.strip(b" \t\r"):
+            try:
+                yield load_json(line), len(line)
+            except Malformed as error:
+                raise Malformed(f"line {number}: {error.message}") from None
+
+
+def _not_json(error: json.JSONDecodeError) -> Malformed:
+    return Malformed(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}")
+
+
+def _past_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return at if space is None else space.end()
+
+
+def _check_json(value: Any, text: str) -> None:
     # Each level needs a bracket and bad text needs an escape: most bodies have too few of both for a walk.
     if text.count("[") + text.count("{") > DEPTH:
         _check_depth(value)
     if _MAYBE_UNSTORABLE.search(text):
         _check_text(value)
-    return value
 
 
 def load_yaml(data: bytes) -> Any:
@@ -87,6 +144,19 @@ def shown(text: str, limit: int = 80) -> str:
     """Text for a message: quoted, escaped to plain ASCII where it is not printable, and cut."""
     cut = text if len(text) <= limit else text[:limit] + "…"
     return f"“{cut}”" if cut.isprintable() else json.dumps(cut)
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """``target`` as RFC 7396 changes it: keys given replace, ``null`` takes away, objects are merged."""
+    if not isinstance(patch, Mapping):
+        return patch
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
 
 
 def strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -149,6 +219,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise Malformed(f"the key {shown(key)} stands twice in one object")
             seen.add(key)
     return value
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_no_constant, parse_int=_integer, parse_float=_float
+)
 
 
 def _check_depth(value: Any) -> None:

@@ -57,6 +57,12 @@ class NotFound(RGridError):
     code = "not_found"
 
 
+class Gone(NotFound):
+    """It was there, and its time is over."""
+
+    code = "artifact_gone"
+
+
 class Conflict(RGridError):
     """The thing is in a state that does not allow this."""
 
@@ -127,47 +133,80 @@ class TimedOut(RGridError):
     code = "request_timeout"
 
 
+class LimitReached(RGridError):
+    """More of something than may be at once; the same call works when some of it has ended."""
+
+    code = "limit_reached"
+
+
 class Unavailable(RGridError):
     """A part that is needed (database, store) does not answer now; the same call may work later."""
 
     code = "unavailable"
 
 
+class JobFailed(RGridError):
+    """The job that a request waited for did not succeed; ``code`` is the job's."""
+
+
+class JobTimedOut(JobFailed):
+    """It, or its time in the queue, took too long."""
+
+
 CODES = {
     "address_too_long": "The address is too long",
+    "artifact_gone": "The artifact is not kept any more",
     "artifact_not_found": "There is no such artifact",
     "artifact_unknown": "The attempt has reserved no such artifact",
     "attempt_not_found": "The job has had no such attempt",
+    "batch_not_found": "There is no such batch",
+    "callback_cycle": "The chain of functions leads back to its beginning",
+    "chain_too_deep": "The chain of jobs is too long",
+    "concurrency_rejected": "As many jobs of the function run as may",
     "conflict": "The state does not allow this",
     "cursor_invalid": "The cursor is not one of this list",
     "delivery_not_found": "There is no such delivery",
+    "exit_nonzero": "The job's process failed",
     "forbidden": "The credential may not do this",
     "function_deleted": "The function was deleted",
     "function_not_found": "There is no such function",
     "headers_too_large": "The headers are too large",
     "idempotency_key_busy": "The Idempotency-Key is in use",
     "idempotency_key_reused": "The Idempotency-Key was used with another body",
+    "image_pull_failed": "The job's image could not be had",
+    "input_unavailable": "An input of the job could not be had",
     "internal": "A fault of the service",
     "invalid": "A value breaks a rule",
     "invalid_text": "Text that cannot be stored",
+    "job_cancelled": "The job was cancelled",
+    "job_expired": "The job did not start in time",
     "job_not_finished": "The job is not finished",
     "job_not_found": "There is no such job",
     "join_token_invalid": "The join token is not valid",
     "lease_lost": "The lease was lost",
+    "limit_reached": "A limit is reached",
     "malformed": "The request cannot be read",
     "manifest_invalid": "The manifest breaks a rule",
     "method_not_allowed": "The path does not take this method",
     "node_credential_invalid": "The node credential is not valid",
     "node_joined_before": "The machine is a node already",
+    "node_lost": "The job lost its nodes",
     "node_not_found": "There is no such node",
     "node_not_ready": "The node is not ready",
     "not_acceptable": "The answer does not come in that form",
     "not_found": "There is no such thing",
     "not_supported_yet": "This release does not support it yet",
+    "oom_killed": "The job used too much memory",
+    "output_missing": "The job did not write a required output",
+    "output_rejected": "An output of the job is no plain file",
+    "output_too_large": "An output of the job is too large",
     "params_invalid": "The params do not fit the function",
     "request_timeout": "The request took too long to arrive",
+    "secret_missing": "The project has no such secret",
+    "secret_not_found": "There is no such secret",
     "store_unavailable": "The object store does not answer now",
     "template_invalid": "A template cannot be filled in",
+    "timeout": "The job ran too long",
     "too_large": "The body is too large",
     "too_large_for_any_node": "No node is large enough",
     "too_many_files": "The attempt has too many files",

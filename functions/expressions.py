@@ -21,7 +21,15 @@ ROOTS: Mapping[str, frozenset[str] | None] = {
     "function": frozenset({"name", "version"}),
 }
 """What a look-up may begin with, and which names may follow; None: any path."""
-LATER_ROOTS = frozenset({"body", "header", "query", "schedule", "outputs"})
+CHAIN_ROOTS: Mapping[str, frozenset[str] | None] = {
+    **ROOTS,
+    "outputs": None,
+    "result": None,
+    "job": frozenset({"id", "status", "attempt", "exit_code"}),
+    "error": frozenset({"code", "message"}),
+}
+"""The same for the params of a callback's function: they are about the job that has ended."""
+LATER_ROOTS = frozenset({"body", "header", "query", "schedule"})
 
 DEEPEST = 32
 _SEGMENT = re.compile(r"[\w-]+")
@@ -86,7 +94,7 @@ class Template:
         return [part for part in self.parts if isinstance(part, Lookup)]
 
 
-def parse(text: str) -> Template:
+def parse(text: str, roots: Mapping[str, frozenset[str] | None] = ROOTS) -> Template:
     """Take a text apart; raises ``BadTemplate``. ``}}`` alone is plain text, ``{{`` always begins a look-up."""
     parts: list[str | Lookup] = []
     at = 0
@@ -96,7 +104,7 @@ def parse(text: str) -> Template:
         end = text.find("}}", begin + 2)
         if end < 0:
             raise BadTemplate("{{ is not closed: write {{ params.name }}")
-        parts.append(_lookup(text[begin + 2 : end].strip(" \t\r\n")))
+        parts.append(_lookup(text[begin + 2 : end].strip(" \t\r\n"), roots))
         at = end + 2
     if at < len(text):
         parts.append(text[at:])
@@ -131,7 +139,7 @@ def text_of(template: Template, roots: Mapping[str, Any], budget: Budget) -> str
     return "".join(budget.take(part if isinstance(part, str) else _inserted(part, roots)) for part in template.parts)
 
 
-def _lookup(inner: str) -> Lookup:
+def _lookup(inner: str, roots: Mapping[str, frozenset[str] | None]) -> Lookup:
     if not inner:
         raise BadTemplate("{{ }} names no value: write {{ params.name }}")
     path = tuple(inner.split("."))
@@ -143,17 +151,19 @@ def _lookup(inner: str) -> Lookup:
             )
     if len(path) > DEEPEST:
         raise BadTemplate(f"{shown(inner)} is a path of more than {DEEPEST} names")
-    _check_root(path)
+    _check_root(path, roots)
     return Lookup(path)
 
 
-def _check_root(path: tuple[str, ...]) -> None:
+def _check_root(path: tuple[str, ...], roots: Mapping[str, frozenset[str] | None]) -> None:
     root, rest = path[0], path[1:]
     if root in LATER_ROOTS:
         raise BadTemplate(f"{root} is not supported yet", later=True)
-    if root not in ROOTS:
-        raise BadTemplate(f"there is no {shown(root)}: a path begins with {', '.join(ROOTS)}")
-    names = ROOTS[root]
+    if root in CHAIN_ROOTS and root not in roots:
+        raise BadTemplate(f"{root} exists only in the params of a callback's function, when the job has ended")
+    if root not in roots:
+        raise BadTemplate(f"there is no {shown(root)}: a path begins with {', '.join(roots)}")
+    names = roots[root]
     if names is not None and (len(rest) != 1 or rest[0] not in names):
         known = " or ".join(f"{root}.{name}" for name in sorted(names))
         raise BadTemplate(f"{shown('.'.join(path))} does not exist: it may be {known}")

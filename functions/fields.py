@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from functions import expressions, quantities
@@ -21,6 +21,11 @@ from functions.expressions import BadTemplate
 T = TypeVar("T")
 
 INVALID, UNSUPPORTED, BAD_TEMPLATE, BAD_URL = "manifest_invalid", "not_supported_yet", "template_invalid", "url_refused"
+
+DURATION = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$"
+CPU = r"^[0-9]+(\.[0-9]+)?m?$"
+SIZE = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
+"""For the JSON Schema only: ``functions/quantities.py`` reads."""
 
 
 class Part(BaseModel):
@@ -57,21 +62,22 @@ def duration_between(least: timedelta, most: timedelta) -> ReadAs:
             raise fault("must be a duration with its unit: write 30s, 10m or 1h30m")
         return _between(_parsed(quantities.parse_duration, value), least, most, quantities.format_duration)
 
-    return ReadAs(read, quantities.format_duration, {"type": "string"})
+    schema = {"type": "string", "minLength": 1, "maxLength": 40, "pattern": DURATION}
+    return ReadAs(read, quantities.format_duration, schema)
 
 
 def cpu_between(least: float, most: float) -> ReadAs:
     def read(value: object) -> float:
         return _between(_parsed(quantities.parse_cpu, value), least, most, quantities.format_cpu)
 
-    return ReadAs(read, quantities.format_cpu, {"type": ["string", "number"]})
+    return ReadAs(read, quantities.format_cpu, {"type": ["string", "number"], "pattern": CPU, "minimum": least})
 
 
 def size_between(least: int, most: int) -> ReadAs:
     def read(value: object) -> int:
         return _between(_parsed(quantities.parse_bytes, value), least, most, quantities.format_bytes)
 
-    return ReadAs(read, quantities.format_bytes, {"type": ["string", "integer"]})
+    return ReadAs(read, quantities.format_bytes, {"type": ["string", "integer"], "pattern": SIZE, "minimum": least})
 
 
 def template(most_bytes: int) -> ReadAs:
@@ -90,7 +96,32 @@ def template(most_bytes: int) -> ReadAs:
     return ReadAs(read, str, {"type": "string"})
 
 
-def checked(check: Callable[[str], None]) -> AfterValidator:
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check of a value, and as much of it as a JSON Schema can say; ``before``: of the value as it stands."""
+
+    check: Callable[[Any], Any]
+    json_schema: Mapping[str, Any] = field(hash=False)
+    before: bool = False
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        wrap = (
+            core_schema.no_info_before_validator_function
+            if self.before
+            else core_schema.no_info_after_validator_function
+        )
+        return wrap(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        if "$ref" in described:
+            return described
+        counted = {"array": "Items", "object": "Properties"}.get(str(described.get("type")))
+        said = {key.replace("Entries", counted or "Entries"): value for key, value in self.json_schema.items()}
+        return {**described, **said}
+
+
+def checked(check: Callable[[str], None], **json_schema: Any) -> Check:
     """Text that is no template, and that ``check`` raises no ``ValueError`` for."""
 
     def validate(value: str) -> str:
@@ -104,10 +135,10 @@ def checked(check: Callable[[str], None]) -> AfterValidator:
             raise fault(str(error)) from None
         return value
 
-    return AfterValidator(validate)
+    return Check(validate, {"not": {"pattern": r"\{\{"}, **json_schema})
 
 
-def printable(most: int) -> AfterValidator:
+def printable(most: int) -> Check:
     """Text of at most so many characters, none of them a control character."""
 
     def check(value: str) -> None:
@@ -116,10 +147,10 @@ def printable(most: int) -> AfterValidator:
         if not value.isprintable():
             raise ValueError("has a character that cannot be printed")
 
-    return checked(check)
+    return checked(check, maxLength=most)
 
 
-def at_most(count: int) -> BeforeValidator:
+def at_most(count: int) -> Check:
     """Refuse a long list or mapping before each of its items is looked at."""
 
     def check(value: object) -> object:
@@ -127,7 +158,7 @@ def at_most(count: int) -> BeforeValidator:
             raise fault(f"has {len(value)} entries, and {count} is the most")
         return value
 
-    return BeforeValidator(check)
+    return Check(check, {"maxEntries": count}, before=True)
 
 
 def quoting_hint(value: object) -> str:

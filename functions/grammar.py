@@ -10,24 +10,32 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from functions import faults, later
+from functions.chaining import check_params
 from functions.documents import pointer, shown
 from functions.egress import EgressRefused, check_url
 from functions.faults import Fault
-from functions.fields import BAD_URL, UNSUPPORTED, Part, at_most, checked, duration_between, fault, printable
+from functions.fields import BAD_URL, UNSUPPORTED, Check, Part, at_most, checked, duration_between, fault, printable
 from functions.jobspec import JobSpec
 from functions.quantities import format_bytes
+from functions.queue_spec import QueueOrNone
 
 MOST_CALLBACKS = 10
+SHORTEST_KEPT, LONGEST_KEPT = timedelta(minutes=1), timedelta(days=3650)
+SHORTEST_JOB = timedelta(days=1)
+"""A job outlives the Idempotency-Key that it was made with."""
 
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 OUTCOMES = ("job.succeeded", "job.failed", "job.timed_out", "job.cancelled", "job.expired")
+BATCH_COMPLETED = "batch.completed"
+EVENTS = (*OUTCOMES, BATCH_COMPLETED)
 CAUSES = ("error", "timeout", "oom")
+EXIT = "exit:"
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
-_EXIT = re.compile(r"exit:[0-9]{1,3}")
+_EXIT = re.compile(r"exit:([1-9][0-9]{0,2})")
 
 
 def _check_name(name: str) -> None:
@@ -48,18 +56,18 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _check_cause(cause: str) -> str:
-    if _EXIT.fullmatch(cause):
-        raise fault(f"{cause} is not supported yet", UNSUPPORTED)
+    if (exited := _EXIT.fullmatch(cause)) is not None and int(exited[1]) <= 255:
+        return cause
     if cause not in CAUSES:
-        raise fault(f"must be one of {', '.join(CAUSES)}")
+        raise fault(f"must be one of {', '.join(CAUSES)}, or exit: and a code of 1 to 255, such as exit:75")
     return cause
 
 
 def _check_event(event: str) -> str:
     if event in later.EVENTS:
         raise fault(f"{event} is not supported yet", UNSUPPORTED)
-    if event not in OUTCOMES:
-        raise fault(f"must be one of {', '.join(OUTCOMES)}")
+    if event not in EVENTS:
+        raise fault(f"must be one of {', '.join(EVENTS)}")
     return event
 
 
@@ -85,17 +93,19 @@ def _check_url(url: str, info: ValidationInfo) -> str:
 def _check_callbacks(callbacks: tuple[Callback, ...]) -> tuple[Callback, ...]:
     urls = [callback.url for callback in callbacks]
     for index, url in enumerate(urls):
-        if url in urls[:index]:
+        if url is not None and url in urls[:index]:
             raise fault("this url stands twice: name all of its events in one entry", at=pointer(index, "url"))
     return callbacks
 
 
 class Metadata(Part):
-    name: Annotated[str, checked(_check_name)]
+    name: Annotated[str, checked(_check_name, pattern=f"^{NAME.pattern}$")]
     description: Annotated[str, printable(1000)] = ""
-    labels: Annotated[dict[str, Annotated[str, printable(256)]], at_most(64), AfterValidator(_check_labels)] = Field(
-        default_factory=dict
-    )
+    labels: Annotated[
+        dict[str, Annotated[str, printable(256)]],
+        at_most(64),
+        Check(_check_labels, {"propertyNames": {"pattern": f"^{_LABEL.pattern}$"}}),
+    ] = Field(default_factory=dict)
 
 
 class Backoff(Part):
@@ -115,22 +125,60 @@ class Retry(Part):
 
     attempts: Annotated[int, Field(ge=1, le=100)] = 1
     on: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_cause)], ...],
+        tuple[Annotated[str, Check(_check_cause, {"pattern": f"^({'|'.join(CAUSES)}|{_EXIT.pattern})$"})], ...],
         at_most(20),
         Field(strict=False),
-        AfterValidator(_check_distinct),
+        Check(_check_distinct, {"uniqueItems": True, "minItems": 1}),
     ] = CAUSES
     backoff: Backoff = Backoff()
 
 
 class Callback(Part):
-    url: Annotated[str, checked(lambda _: None), AfterValidator(_check_url)]
+    """What a job's end causes: a signed message to ``url``, or a job of another ``function`` of the project.
+
+    Left out, ``events`` are all outcomes for a url, and job.succeeded for a function. ``params`` are templates.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["url"]}, {"required": ["function"]}]})
+
+    url: Annotated[str, checked(lambda _: None), AfterValidator(_check_url)] | None = None
+    function: Annotated[str, checked(_check_name, pattern=f"^{NAME.pattern}$")] | None = None
+    params: Annotated[dict[str, Any], AfterValidator(check_params)] | None = None
     events: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_event)], ...],
+        tuple[Annotated[str, Check(_check_event, {"enum": [*EVENTS]})], ...],
         at_most(20),
         Field(strict=False),
-        AfterValidator(_check_distinct),
+        Check(_check_distinct, {"uniqueItems": True, "minItems": 1}),
     ] = OUTCOMES
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chained_after_success(cls, given: object) -> object:
+        if isinstance(given, dict) and "function" in given:
+            return {"events": ["job.succeeded"], "params": {}, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.url is None and self.function is None:
+            raise fault("is required: an address, or else function", at="/url")
+        if self.url is not None and self.function is not None:
+            raise fault("stands beside url: make two entries of it", at="/function")
+        if self.function is None and self.params is not None:
+            raise fault("belongs to function: a url is sent the job object", at="/params")
+        if self.function is not None:
+            for index, event in enumerate(self.events):
+                if event not in OUTCOMES:
+                    raise fault(f"a function is called for {', '.join(OUTCOMES)} only", at=pointer("events", index))
+        return self
+
+
+class Retention(Part):
+    """How long what a job leaves is kept after its end; left out, as long as the operator has set."""
+
+    jobs: Annotated[timedelta, duration_between(SHORTEST_JOB, LONGEST_KEPT)] | None = None
+    artifacts: Annotated[timedelta, duration_between(SHORTEST_KEPT, LONGEST_KEPT)] | None = None
+    logs: Annotated[timedelta, duration_between(SHORTEST_KEPT, LONGEST_KEPT)] | None = None
 
 
 class Spec(Part):
@@ -139,9 +187,11 @@ class Spec(Part):
     params: dict[str, Any] | None = None
     job: JobSpec
     retry: Retry = Retry()
+    queue: QueueOrNone = None
     callbacks: Annotated[
         tuple[Callback, ...], at_most(MOST_CALLBACKS), Field(strict=False), AfterValidator(_check_callbacks)
     ] = ()
+    retention: Retention | None = None
 
 
 class Manifest(Part):
@@ -152,21 +202,41 @@ class Manifest(Part):
 
     def normalised(self) -> dict[str, Any]:
         """As JSON types with every default written out: the same for manifests that mean the same, and one itself."""
+        document = self.stored()
+        if self.spec.job.runtime is not None:
+            del document["spec"]["job"]["image"]
+        return document
+
+    def stored(self) -> dict[str, Any]:
+        """What a version keeps: ``normalised``, and beside a runtime's name the image that it stands for."""
         document = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"spec": {"params"}})
+        if not self.spec.job.secrets:
+            del document["spec"]["job"]["secrets"]  # as releases before it had it
         if self.spec.params is not None:
             document["spec"] = {"params": self.spec.params} | document["spec"]  # null has a meaning in a schema
         return document
 
     def slots(self, slot_memory: int, max_slots: int) -> int:
-        """How many slots of ``slot_memory`` bytes and one CPU a job takes; ``Invalid`` if no node has so many."""
+        """How many slots of ``slot_memory`` bytes and one CPU a job takes; ``Invalid`` if no node has so many, also
+        for an attempt that gets more memory than the first."""
         resources = self.spec.job.resources
         cpus, memory = math.ceil(resources.cpu), math.ceil(resources.memory / slot_memory)
         too_large = []
         if cpus > max_slots:
             too_large.append(("cpu", f"no node has more than {max_slots} CPU"))
+        most_memory = f"no node has more than {format_bytes(max_slots * slot_memory)} for jobs"
         if memory > max_slots:
-            too_large.append(("memory", f"no node has more than {format_bytes(max_slots * slot_memory)} for jobs"))
+            too_large.append(("memory", most_memory))
+        elif (resources.grown_memory or 0) > max_slots * slot_memory:
+            too_large.append(("memoryMax", most_memory))
         faults.raise_all(
             [Fault(f"/spec/job/resources/{key}", message, "too_large_for_any_node") for key, message in too_large]
         )
         return max(cpus, memory)
+
+    def grown_slots(self, slot_memory: int) -> int | None:
+        """How many an attempt takes that follows one out of memory; None if it gets no more than that had."""
+        resources = self.spec.job.resources
+        if resources.grown_memory is None:
+            return None
+        return max(math.ceil(resources.cpu), math.ceil(resources.grown_memory / slot_memory))

@@ -19,6 +19,7 @@ FunctionId = NewType("FunctionId", UUID)
 VersionId = NewType("VersionId", UUID)
 ArtifactId = NewType("ArtifactId", UUID)
 MessageId = NewType("MessageId", UUID)
+BatchId = NewType("BatchId", UUID)
 ProjectId = NewType("ProjectId", int)
 AccountId = NewType("AccountId", int)
 

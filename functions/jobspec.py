@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated, Self, cast
+from typing import Annotated, Any, Self, cast
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from functions.documents import pointer, shown
 from functions.expressions import Template
 from functions.fields import (
-    UNSUPPORTED,
+    Check,
     Part,
     at_most,
     checked,
@@ -27,6 +27,7 @@ from functions.fields import (
 )
 from functions.image_reference import check_image
 from functions.job_paths import OUTPUT_NAME, check_input_path, check_output_name, check_output_path, clash, is_glob
+from functions.quantities import format_bytes
 from functions.rendering import ARGUMENT_BYTES, Rendered, RenderedInput, render
 
 __all__ = ["Files", "Input", "JobSpec", "Output", "Rendered", "RenderedInput", "Resources", "render"]
@@ -34,17 +35,13 @@ __all__ = ["Files", "Input", "JobSpec", "Output", "Rendered", "RenderedInput", "
 MOST_ARGUMENTS = 1024
 MOST_VARIABLES = 256
 MOST_FILES = 100
+MOST_SECRETS = 64
 URL_BYTES = 8 * 1024
 CONTENT_BYTES = 256 * 1024
 
+RUNTIME = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}( *;[ !-~]{1,100})?")
-
-
-def _check_saved(image: str) -> str:
-    if image.startswith("artifact:"):
-        raise fault("a saved image (artifact:…) is not supported yet", UNSUPPORTED)
-    return image
 
 
 def _check_media_type(value: str) -> None:
@@ -69,6 +66,26 @@ def _check_variables(env: dict[str, Template]) -> dict[str, Template]:
     return env
 
 
+def check_secret_name(name: str) -> None:
+    """Raise ``ValueError`` unless a project's secret may have this name: that of the variable that it becomes."""
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError("a secret is named as a variable: up to 255 letters, digits and _, no digit first")
+    if name.startswith("RGRID_"):
+        raise ValueError("names that begin with RGRID_ are set by RGrid")
+
+
+def _check_secrets(names: tuple[str, ...]) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise fault(f"{name} stands twice", at=pointer(index))
+    return names
+
+
+def _check_runtime(name: str) -> None:
+    if not RUNTIME.fullmatch(name):
+        raise ValueError("a runtime is named like python3.12: lower-case letters, digits and . _ -, a letter first")
+
+
 def _check_inputs(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
     if (found := clash([one.path for one in inputs])) is not None:
         raise fault(found[1], at=pointer(found[0], "path"))
@@ -88,17 +105,31 @@ def _check_outputs(outputs: tuple[Output, ...]) -> tuple[Output, ...]:
 
 
 class Resources(Part):
-    """What a job may use at most. CPUs, and bytes."""
+    """What a job may use at most. CPUs, and bytes. ``memory_max``: of an attempt after one that ran out of memory."""
 
     cpu: Annotated[float, cpu_between(0.01, 256)] = 1.0
     memory: Annotated[int, size_between(16 * 1024**2, 1024**4)] = 1024**3
     disk: Annotated[int, size_between(16 * 1024**2, 1024**4)] = 2 * 1024**3
+    memory_max: Annotated[int, size_between(16 * 1024**2, 1024**4)] | None = Field(None, alias="memoryMax")
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.memory_max is not None and self.memory_max < self.memory:
+            raise fault(f"must not be less than memory, which is {format_bytes(self.memory)}", at="/memoryMax")
+        return self
+
+    @property
+    def grown_memory(self) -> int | None:
+        """What an attempt gets after one that ran out of memory: twice as much, as far as allowed; None for no more."""
+        if self.memory_max is None or self.memory_max == self.memory:
+            return None
+        return min(2 * self.memory, self.memory_max)
 
 
 class Input(Part):
     """A file below /in: fetched from ``url`` (https://… or artifact:art_…), or ``content`` as it is."""
 
-    path: Annotated[str, checked(check_input_path)]
+    path: Annotated[str, checked(check_input_path, pattern="^/in/")]
     url: Annotated[Template, template(URL_BYTES)] | None = None
     content: Annotated[Template, template(CONTENT_BYTES)] | None = None
 
@@ -109,12 +140,22 @@ class Input(Part):
         return self
 
 
+def _name_may_be_the_files(schema: dict[str, Any]) -> None:
+    schema["required"].remove("name")
+    plain = {"properties": {"path": {"not": {"pattern": r"[*?\[]"}}}}
+    schema["anyOf"] = [{"required": ["name"]}, plain]
+
+
 class Output(Part):
     """A file below /out, or the files that a glob matches. ``name``: that of the file, unless given."""
 
-    path: Annotated[str, checked(check_output_path)]
-    name: Annotated[str, checked(check_output_name)]
-    content_type: Annotated[str, checked(_check_media_type)] | None = Field(None, alias="contentType")
+    model_config = ConfigDict(json_schema_extra=_name_may_be_the_files)
+
+    path: Annotated[str, checked(check_output_path, pattern="^/out/")]
+    name: Annotated[str, checked(check_output_name, pattern=f"^{OUTPUT_NAME.pattern}$")]
+    content_type: Annotated[str, checked(_check_media_type, pattern=f"^{_MEDIA_TYPE.pattern}$")] | None = Field(
+        None, alias="contentType"
+    )
     required: bool = False
 
     @model_validator(mode="before")
@@ -133,22 +174,42 @@ class Files(Part):
     ] = ()
 
 
+def _one_of_image_and_runtime(schema: dict[str, Any]) -> None:
+    schema["properties"]["image"].pop("default", None)
+    schema["oneOf"] = [{"required": ["image"]}, {"required": ["runtime"]}]
+
+
 class JobSpec(Part):
-    image: Annotated[str, AfterValidator(_check_saved), checked(check_image)]
+    """``image`` is empty while the operator's catalogue has not been asked for that of ``runtime``."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of_image_and_runtime)
+
+    image: Annotated[str, checked(check_image)] = ""
+    runtime: Annotated[str, checked(_check_runtime, pattern=f"^{RUNTIME.pattern}$")] | None = None
+    pull_secret: Annotated[str, checked(check_secret_name, pattern=f"^{_VARIABLE.pattern}$")] | None = Field(
+        None, alias="pullSecret"
+    )
+    """The project's secret ``user:token``, for the image's registry."""
     command: (
         Annotated[
             tuple[Annotated[Template, template(ARGUMENT_BYTES)], ...],
             at_most(MOST_ARGUMENTS),
             Field(strict=False),
-            AfterValidator(_check_command),
+            Check(_check_command, {"minItems": 1}),
         ]
         | None
     ) = None
     env: Annotated[
         dict[str, Annotated[Template, template(ARGUMENT_BYTES)]],
         at_most(MOST_VARIABLES),
-        AfterValidator(_check_variables),
+        Check(_check_variables, {"propertyNames": {"pattern": f"^{_VARIABLE.pattern}$"}}),
     ] = Field(default_factory=dict)
+    secrets: Annotated[
+        tuple[Annotated[str, checked(check_secret_name, pattern=f"^{_VARIABLE.pattern}$")], ...],
+        at_most(MOST_SECRETS),
+        Field(strict=False),
+        Check(_check_secrets, {"uniqueItems": True}),
+    ] = ()
     resources: Resources = Resources()
     files: Files = Files()
     timeout: Annotated[timedelta, duration_between(timedelta(seconds=1), timedelta(days=7))] = timedelta(minutes=10)
@@ -158,3 +219,23 @@ class JobSpec(Part):
     network: bool = False
     # Not 0: root of the container is root of the node for whoever gets out of it.
     user: Annotated[int, Field(ge=1, le=2**31 - 1)] = 65532
+
+    @model_validator(mode="after")
+    def _agrees(self, info: ValidationInfo) -> Self:
+        if info.context is not None:  # a version has both: the runtime's name, and what it stood for
+            if not self.image and self.runtime is None:
+                raise fault("is required: name an image, or a runtime", at="/image")
+            if self.image and self.runtime is not None:
+                raise fault("goes without image: the operator says which image a runtime is", at="/runtime")
+        if self.runtime is not None and self.pull_secret is not None:
+            raise fault("goes with an image of your own registry, not with a runtime", at="/pullSecret")
+        for index, name in enumerate(self.secrets):
+            if name in self.env:
+                raise fault(f"{name} stands in env, too", at=pointer("secrets", index))
+        return self
+
+    @property
+    def secret_places(self) -> dict[str, str]:
+        """Pointer (below ``spec.job``) → name of each project secret that this needs."""
+        places = {pointer("secrets", index): name for index, name in enumerate(self.secrets)}
+        return places if self.pull_secret is None else {"/pullSecret": self.pull_secret} | places

@@ -9,19 +9,12 @@ from functions.faults import Fault
 from functions.fields import UNSUPPORTED
 
 _INSTEAD_OF: dict[tuple[str, ...], str | None] = {
-    ("spec", "job", "pullSecret"): None,
-    ("spec", "job", "runtime"): "image",
-    ("spec", "job", "secrets"): None,
-    ("spec", "queue"): None,
     ("spec", "triggers"): None,
-    ("spec", "retention"): None,
-    ("spec", "callbacks", "*", "function"): "url",
-    ("spec", "callbacks", "*", "params"): None,
     ("spec", "callbacks", "*", "secret"): None,
 }
 """Each key with the one that is not missed where it stands."""
 
-EVENTS = frozenset({"job.started", "batch.completed", "schedule.missed"})
+EVENTS = frozenset({"job.started", "schedule.missed"})
 
 
 class TakenOut:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
 from functions import faults, ids, later
+from functions.chaining import chain_lookups, output_fault
 from functions.documents import load_json, load_yaml, pointer, strings
 from functions.egress import EgressPolicy, EgressRefused, check_url
 from functions.errors import Invalid, TooLarge
+from functions.expressions import Template
 from functions.faults import Fault
 from functions.fields import BAD_TEMPLATE, BAD_URL
 from functions.grammar import OUTCOMES, Callback, Manifest, Metadata, Retry, Spec
 from functions.jobspec import JobSpec
 from functions.params import ParamsSchema
+from functions.queue_spec import keys_of
 from functions.rendering import templates_of
 
 __all__ = ["OUTCOMES", "Callback", "Manifest", "Metadata", "Retry", "Spec", "parse_manifest", "stored_manifest"]
@@ -23,10 +27,16 @@ __all__ = ["OUTCOMES", "Callback", "Manifest", "Metadata", "Retry", "Spec", "par
 LARGEST_BYTES = 1024 * 1024
 MOST_VALUES = 10_000
 MOST_LOOKUPS = 1000
+NO_RUNTIMES: Mapping[str, str] = MappingProxyType({})
 
 
-def parse_manifest(data: bytes, *, yaml: bool, policy: EgressPolicy) -> Manifest:
-    """Read what a user sent; raises ``Malformed``, or ``Invalid`` with a pointer to each fault."""
+def parse_manifest(
+    data: bytes, *, yaml: bool, policy: EgressPolicy, runtimes: Mapping[str, str] = NO_RUNTIMES
+) -> Manifest:
+    """Read what a user sent; raises ``Malformed``, or ``Invalid`` with a pointer to each fault.
+
+    ``runtimes`` is the operator's catalogue: what images their names stand for now.
+    """
     if len(data) > LARGEST_BYTES:
         raise TooLarge(f"a manifest has at most {LARGEST_BYTES} bytes")
     document = load_yaml(data) if yaml else load_json(data)
@@ -48,6 +58,9 @@ def parse_manifest(data: bytes, *, yaml: bool, policy: EgressPolicy) -> Manifest
     schema = spec.get("params") if isinstance(spec, dict) else None
     if isinstance(schema, dict):
         found += [Fault("/spec/params" + one.pointer, one.message) for one in ParamsSchema(schema).faults()]
+    if manifest is not None:
+        manifest, unknown = _with_image(manifest, runtimes)
+        found += unknown
     if manifest is not None and not found:
         found += _lookup_faults(manifest.spec)
         found += _address_faults(manifest.spec.job, policy)
@@ -57,21 +70,47 @@ def parse_manifest(data: bytes, *, yaml: bool, policy: EgressPolicy) -> Manifest
 
 
 def stored_manifest(document: Mapping[str, Any]) -> Manifest:
-    """What ``normalised`` wrote, read again."""
+    """What ``stored`` wrote, read again."""
     return Manifest.model_validate(document)
+
+
+def _with_image(manifest: Manifest, runtimes: Mapping[str, str]) -> tuple[Manifest, list[Fault]]:
+    """The manifest with the image that its runtime stands for now."""
+    job = manifest.spec.job
+    if job.runtime is None:
+        return manifest, []
+    if job.runtime not in runtimes:
+        known = f"it has {', '.join(sorted(runtimes)[:50])}" if runtimes else "it has none"
+        return manifest, [Fault("/spec/job/runtime", f"this installation has no runtime {job.runtime}: {known}")]
+    job = job.model_copy(update={"image": runtimes[job.runtime]})
+    return manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"job": job})}), []
 
 
 def _lookup_faults(spec: Spec) -> list[Fault]:
     """Look-ups of params that the schema never lets through."""
     schema = ParamsSchema(spec.params)
-    return [
-        Fault(
-            pointer("spec", "job", *path), f"{lookup} can have no value: spec.params has no such property", BAD_TEMPLATE
-        )
-        for path, template in templates_of(spec.job)
+    outputs = frozenset(one.name for one in spec.job.files.outputs)
+    chained = []
+    for path, lookup in chain_lookups(spec.callbacks):
+        message = None
+        if lookup.path[0] == "params" and not schema.may_have(lookup.path[1:]):
+            message = f"{lookup} can have no value: spec.params has no such property"
+        elif lookup.path[0] == "outputs":
+            message = output_fault(lookup, outputs)
+        if message is not None:
+            chained.append(Fault(pointer("spec", *path), message, BAD_TEMPLATE))
+    return chained + [
+        Fault(pointer("spec", *path), f"{lookup} can have no value: spec.params has no such property", BAD_TEMPLATE)
+        for path, template in _templates(spec)
         for lookup in template.lookups
         if lookup.path[0] == "params" and not schema.may_have(lookup.path[1:])
     ]
+
+
+def _templates(spec: Spec) -> Iterator[tuple[tuple[str | int, ...], Template]]:
+    """Every template of a job, with its path in ``spec``."""
+    yield from ((("job", *path), template) for path, template in templates_of(spec.job))
+    yield from ((("queue", *path), template) for path, template in keys_of(spec.queue))
 
 
 def _address_faults(job: JobSpec, policy: EgressPolicy) -> list[Fault]:
@@ -94,10 +133,11 @@ def _address_faults(job: JobSpec, policy: EgressPolicy) -> list[Fault]:
 
 
 def _without_nulls(value: Any, at: tuple[str | int, ...], seen: later.TakenOut) -> Any:
-    """A key without a value is forgotten rather than meant; ``null`` has a meaning in ``params`` only."""
+    """A key without a value is forgotten rather than meant; ``null`` has a meaning in params only."""
     if isinstance(value, list):
         return [_without_nulls(item, (*at, index), seen) for index, item in enumerate(value)]
-    if not isinstance(value, dict) or at == ("spec", "params"):
+    chained = at[:2] == ("spec", "callbacks") and at[3:] == ("params",)
+    if not isinstance(value, dict) or at == ("spec", "params") or chained:
         return value
     for key in [key for key, item in value.items() if item is None]:
         seen.faults.append(Fault(pointer(*at, key), "has no value: give it one, or leave the key out"))

@@ -7,7 +7,7 @@ characters they have times how often the schema looks at each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from functions.documents import ERRORS, pointer
 from functions.errors import FieldError, Invalid
 from functions.schema_cost import MOST_CHECKS_PER_VALUE, checks_per_value, patterns_per_value
 from functions.schema_errors import Validator, explain, measure
-from functions.schema_outline import Outline, Path, capped
+from functions.schema_outline import Outline, Path, Subschema, capped
 
 MOST_CHECKS = 1_500_000
 """Some 50 ms."""
@@ -83,6 +83,16 @@ class ParamsSchema:
                 return sub.keys.get("additionalProperties") is not False
             sub = sub.named.get(name)
         return True
+
+    def types_of(self, name: str) -> frozenset[str]:
+        """The JSON types that the schema plainly lets a param have; none when it does not say."""
+        sub = self._outline.root if self.schema is not None else None
+        named = None if sub is None else next((each.named[name] for each in _at_once(sub) if name in each.named), None)
+        for each in _at_once(named) if named is not None else ():
+            given = each.keys.get("type")
+            if given is not None:
+                return frozenset([given] if isinstance(given, str) else given)
+        return frozenset()
 
     @cached_property
     def _outline(self) -> Outline:
@@ -158,6 +168,13 @@ class ParamsSchema:
         if characters * self._patterns > MOST_MATCHED:
             message = "the params have too much text to match against the patterns of this schema"
             raise Invalid(message, code="params_invalid", errors=[FieldError("", message)])
+
+
+def _at_once(sub: Subschema) -> Iterator[Subschema]:
+    """The subschema and those that must hold with it."""
+    yield sub
+    for each in sub.certain:
+        yield from _at_once(each)
 
 
 def _compiles(pattern: str, options: jsonschema_rs.RegexOptions) -> bool:

@@ -7,11 +7,12 @@ versions for the jobs that they made, and its name is free.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from functions import ids, versions
+from functions import ids, saved_images, secrets, versions
+from functions.chaining import check_targets
 from functions.db import Connection, Row
 from functions.errors import NotFound
 from functions.ids import FunctionId, ProjectId
@@ -62,6 +63,7 @@ LIST_FUNCTIONS = """
 SELECT functions.*, v.id AS version_id, v.image_digest
   FROM functions JOIN function_versions v ON v.function_id = functions.id AND v.number = functions.current_number
  WHERE functions.project_id = $1 AND functions.deleted_at IS NULL AND ($3::uuid IS NULL OR functions.id < $3)
+   AND ($4::jsonb IS NULL OR functions.labels::jsonb @> $4)
  ORDER BY functions.id DESC
  LIMIT $2
 """
@@ -81,6 +83,12 @@ UPDATE functions SET current_number = v.number, updated_at = now()
    AND v.function_id = functions.id AND v.number = $3
 """
 
+SET_PAUSED = """
+-- set_paused
+UPDATE functions SET paused_at = CASE WHEN $3 THEN coalesce(paused_at, now()) END
+ WHERE project_id = $1 AND name = $2 AND deleted_at IS NULL
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionRow:
@@ -91,6 +99,7 @@ class FunctionRow:
     version: Version
     created_at: datetime
     updated_at: datetime
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,9 @@ async def apply(conn: Connection, project: ProjectId, manifest: Manifest) -> App
     name, metadata = manifest.metadata.name, manifest.metadata
     labels = json.dumps(metadata.labels, ensure_ascii=False, sort_keys=True)
     async with conn.transaction():
+        await check_targets(conn, project, name, manifest.spec.callbacks)
+        await secrets.require(conn, project, secrets.places_of(manifest))
+        await saved_images.require(conn, project, manifest.spec.job.image)
         created = False
         while (held := await _lock(conn, project, name)) is None:
             function = FunctionId(ids.new_uuid7())
@@ -131,6 +143,14 @@ async def apply(conn: Connection, project: ProjectId, manifest: Manifest) -> App
         return Applied(await get(conn, project, name), created, changed)
 
 
+async def one_off(conn: Connection, project: ProjectId, manifest: Manifest) -> Version:
+    """The version for a job without a function, in the caller's transaction; raises ``Invalid`` as ``apply`` does."""
+    await check_targets(conn, project, None, manifest.spec.callbacks)
+    await secrets.require(conn, project, secrets.places_of(manifest))
+    await saved_images.require(conn, project, manifest.spec.job.image)
+    return await versions.one_off(conn, project, manifest)
+
+
 async def current(conn: Connection, project: ProjectId, name: str, *, number: int | None = None) -> Version:
     """The function's current version, or the one of that number; raises ``NotFound``."""
     require_name(name)
@@ -144,18 +164,30 @@ async def current(conn: Connection, project: ProjectId, name: str, *, number: in
 
 async def get(conn: Connection, project: ProjectId, name: str) -> FunctionRow:
     """Raises ``NotFound``."""
+    function = await find(conn, project, name)
+    if function is None:
+        raise function_not_found(name)
+    return function
+
+
+async def find(conn: Connection, project: ProjectId, name: str) -> FunctionRow | None:
+    """None if there is no such function; raises ``NotFound`` for what is no name."""
     require_name(name)
     rows = await conn.fetch(GET_FUNCTION, project, name)
-    if not rows:
-        raise function_not_found(name)
-    return (await _functions(conn, rows))[0]
+    return (await _functions(conn, rows))[0] if rows else None
 
 
 async def list_functions(
-    conn: Connection, project: ProjectId, *, limit: int, before: FunctionId | None
+    conn: Connection,
+    project: ProjectId,
+    *,
+    limit: int,
+    before: FunctionId | None,
+    labels: Mapping[str, str] | None = None,
 ) -> list[FunctionRow]:
-    """Functions that are not deleted, newest first, those made before ``before``."""
-    return await _functions(conn, await conn.fetch(LIST_FUNCTIONS, project, limit, before))
+    """Functions that are not deleted, newest first, those made before ``before`` and with all of the labels."""
+    wanted = json.dumps(dict(labels), ensure_ascii=False) if labels else None
+    return await _functions(conn, await conn.fetch(LIST_FUNCTIONS, project, limit, before, wanted))
 
 
 async def delete(conn: Connection, project: ProjectId, name: str) -> FunctionId:
@@ -168,11 +200,20 @@ async def delete(conn: Connection, project: ProjectId, name: str) -> FunctionId:
 
 
 async def rollback(conn: Connection, project: ProjectId, name: str, number: int) -> FunctionRow:
-    """Make an earlier version the current one again; raises ``NotFound``. The next new one gets a number of its own."""
-    require_name(name)
+    """Make an earlier version the current one again, in the caller's transaction; raises ``NotFound``, or ``Invalid``
+    when its callbacks would now lead back to it. The next new one gets a number of its own."""
+    version = await current(conn, project, name, number=number)
+    await check_targets(conn, project, name, version.manifest.spec.callbacks, exist=False)
     if await conn.execute(ROLL_BACK, project, name, _number(name, number)) == "UPDATE 0":
         await get(conn, project, name)  # raises if it is the function that is missing
         raise _version_not_found(name, number)
+    return await get(conn, project, name)
+
+
+async def set_paused(conn: Connection, project: ProjectId, name: str, *, paused: bool) -> FunctionRow:
+    """Say whether the function's jobs wait; raises ``NotFound``. Moving the jobs is up to the caller."""
+    require_name(name)
+    await conn.execute(SET_PAUSED, project, name, paused)
     return await get(conn, project, name)
 
 
@@ -189,7 +230,12 @@ def _function(row: Row, version: Version) -> FunctionRow:
     metadata = Metadata(name=row["name"], description=row["description"], labels=json.loads(row["labels"]))
     manifest = version.manifest.model_copy(update={"metadata": metadata})
     return FunctionRow(
-        row["id"], row["name"], replace(version, manifest=manifest), row["created_at"], row["updated_at"]
+        row["id"],
+        row["name"],
+        replace(version, manifest=manifest),
+        row["created_at"],
+        row["updated_at"],
+        row["paused_at"] is not None,
     )
 
 

@@ -7,6 +7,7 @@ nodes see, which need not be the one that this process calls. An upload URL sign
 Tried on rclone 1.75 (``serve s3``): another length, type, digest, key or method is refused with 403, also when
 a signed header is left out or an ``x-amz-*`` one added; a chunked body with 403, so the length must be sent;
 other bytes of the same length with 400 BadDigest, and nothing is stored; an expired URL with 400 AccessDenied.
+The digest that it looks at is ``content-md5``: ``x-amz-checksum-sha256`` it keeps and tells, whatever the bytes are.
 Stores differ in what they enforce (SECURITY §5.4), so ``artifacts.verify`` asks for size and digests afterwards.
 """
 
@@ -15,24 +16,27 @@ from __future__ import annotations
 import base64
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import aioboto3
+import aiohttp
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
-from functions.artifacts import ObjectHead
-from functions.errors import Unavailable
+from functions.artifacts import ObjectHead, Part, StoredObject
+from functions.errors import NotFound, Unavailable
 
 CONNECT_S, READ_S, TRIES = 3, 15, 3
+CHUNK_BYTES = 64 * 1024
 DELETE_BATCH = 1000
 """Keys of one DeleteObjects call, by the protocol."""
 
@@ -133,6 +137,14 @@ class S3Store:
         sha256 = _sha256(answer.get("ChecksumSHA256"))
         return ObjectHead(answer["ContentLength"], answer.get("ETag", ""), sha256)
 
+    async def list_objects(self, after: str, limit: int) -> list[StoredObject]:
+        with _store_errors():
+            answer = await self._client.list_objects_v2(
+                Bucket=self._config.bucket, MaxKeys=limit, **({"StartAfter": after} if after else {})
+            )
+        found = answer.get("Contents") or ()
+        return [StoredObject(each["Key"], each["Size"], each["LastModified"].astimezone(UTC)) for each in found]
+
     async def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):
             batch = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
@@ -143,23 +155,100 @@ class S3Store:
             if faults := answer.get("Errors"):
                 raise Unavailable(f"the object store kept {len(faults)} object(s): {faults[0].get('Code')}")
 
+    async def begin_multipart(self, key: str, content_type: str) -> str:
+        with _store_errors():
+            answer = await self._client.create_multipart_upload(
+                Bucket=self._config.bucket, Key=key, ContentType=clean_media_type(content_type)
+            )
+        return str(answer["UploadId"])
+
+    async def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> Part:
+        with _store_errors():
+            answer = await self._client.upload_part(
+                Bucket=self._config.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=data
+            )
+        return Part(number, len(data), answer["ETag"])
+
+    async def parts(self, key: str, upload_id: str) -> Sequence[Part] | None:
+        found = []
+        marker = 0
+        while True:
+            try:
+                with _store_errors():
+                    answer = await self._client.list_parts(
+                        Bucket=self._config.bucket, Key=key, UploadId=upload_id, PartNumberMarker=marker
+                    )
+            except Unavailable as error:
+                if _is_over(error):
+                    return None
+                raise
+            found += [Part(each["PartNumber"], each["Size"], each["ETag"]) for each in answer.get("Parts") or ()]
+            if not answer.get("IsTruncated"):
+                return found
+            marker = answer["NextPartNumberMarker"]
+
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        ordered = [{"PartNumber": each.number, "ETag": each.etag} for each in parts]
+        try:
+            with _store_errors():
+                await self._client.complete_multipart_upload(
+                    Bucket=self._config.bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": ordered}
+                )
+        except Unavailable as error:
+            if not _is_over(error):
+                raise
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        try:
+            with _store_errors():
+                await self._client.abort_multipart_upload(Bucket=self._config.bucket, Key=key, UploadId=upload_id)
+        except Unavailable as error:
+            if not _is_over(error):
+                raise
+
+    async def put(self, key: str, data: bytes, content_type: str) -> None:
+        with _store_errors():
+            await self._client.put_object(
+                Bucket=self._config.bucket, Key=key, Body=data, ContentType=clean_media_type(content_type)
+            )
+
+    @asynccontextmanager
+    async def read(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        try:
+            with _store_errors():
+                answer = await self._client.get_object(Bucket=self._config.bucket, Key=key)
+        except Unavailable as error:
+            if isinstance(error.__cause__, ClientError) and _status(error.__cause__) == 404:
+                raise NotFound("the file is not in the store any more", code="artifact_not_found") from None
+            raise
+        async with answer["Body"] as body:
+            yield _chunks(body)
+
     def presign_put(
-        self, key: str, size: int, md5_hex: str, sha256_hex: str, content_type: str
+        self, key: str, size: int, md5_hex: str | None, sha256_hex: str, content_type: str
     ) -> tuple[str, dict[str, str]]:
         headers = {
             "content-length": str(size),
             "content-type": clean_media_type(content_type),
-            "content-md5": base64.b64encode(bytes.fromhex(md5_hex)).decode(),
             "x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(sha256_hex)).decode(),
         }
+        if md5_hex is not None:
+            headers["content-md5"] = base64.b64encode(bytes.fromhex(md5_hex)).decode()
         return self._presign("PUT", key, self._config.upload_s, headers=headers), headers
 
-    def presign_get(self, key: str, filename: str, content_type: str, expires_s: int) -> str:
+    def presign_part(self, key: str, upload_id: str, number: int, size: int) -> tuple[str, dict[str, str]]:
+        headers = {"content-length": str(size)}
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return self._presign("PUT", key, self._config.upload_s, headers=headers, query=query), headers
+
+    def presign_get(
+        self, key: str, filename: str, content_type: str, expires_s: int, *, method: str = "GET"
+    ) -> str:
         query = {
             "response-content-disposition": attachment(filename),
             "response-content-type": clean_media_type(content_type),
         }
-        return self._presign("GET", key, expires_s, query=query)
+        return self._presign(method, key, expires_s, query=query)
 
     def _presign(
         self,
@@ -207,6 +296,20 @@ def _sha256(encoded: str | None) -> str | None:
     return digest.hex() if len(digest) == 32 else None
 
 
+async def _chunks(body: Any) -> AsyncIterator[bytes]:
+    with _store_errors():
+        async for chunk in body.content.iter_chunked(CHUNK_BYTES):
+            yield chunk
+
+
+def _is_over(error: Unavailable) -> bool:
+    """Whether the store says that there is no such multipart upload (any more)."""
+    cause = error.__cause__
+    return isinstance(cause, ClientError) and (
+        cause.response.get("Error", {}).get("Code") == "NoSuchUpload" or _status(cause) == 404
+    )
+
+
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -221,7 +324,7 @@ def _store_errors() -> Iterator[None]:
         raise Unavailable(
             f"the object store refused {error.operation_name}: {code}", code="store_unavailable"
         ) from error
-    except (BotoCoreError, OSError) as error:
+    except (BotoCoreError, aiohttp.ClientError, OSError) as error:
         raise Unavailable(
             f"the object store does not answer: {type(error).__name__}", code="store_unavailable"
         ) from error

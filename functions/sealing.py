@@ -20,12 +20,14 @@ class Sealer:
                 "RGRID_SECRET_KEY is empty: it takes a Fernet key (32 random bytes, URL-safe base64)"
             )
         try:
-            self._fernet = MultiFernet([Fernet(text) for text in texts])
+            keys_in_order = [Fernet(text) for text in texts]
         except ValueError as error:
             # The message of the library may quote the key.
             raise Invalid(
                 "RGRID_SECRET_KEY holds something that is not a Fernet key (32 random bytes, URL-safe base64)"
             ) from error
+        self._first = keys_in_order[0]
+        self._fernet = MultiFernet(keys_in_order)
 
     def seal(self, secret: bytes) -> bytes:
         return self._fernet.encrypt(secret)
@@ -39,3 +41,11 @@ class Sealer:
                 "a stored secret does not open with RGRID_SECRET_KEY: the key was changed, or the database "
                 "belongs to another installation. Put the old key behind the new one, separated by a comma"
             ) from None
+
+    def resealed(self, sealed: bytes) -> bytes | None:
+        """The same secret, sealed with the first key; None if it is already. Raises as ``open``."""
+        try:
+            self._first.decrypt(sealed)
+        except InvalidToken:
+            return self.seal(self.open(sealed))
+        return None

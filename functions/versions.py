@@ -10,10 +10,10 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from functions import ids
+from functions import expiring, ids
 from functions.db import Connection, Row
 from functions.documents import shown
 from functions.errors import NotFound
@@ -60,10 +60,37 @@ SELECT manifest_hash FROM function_versions WHERE function_id = $1 AND number = 
 
 ADD_VERSION = """
 -- add_version
-INSERT INTO function_versions (id, project_id, function_id, number, manifest, manifest_hash)
-SELECT $1, $2, $3, coalesce(max(number), 0) + 1, $4, $5 FROM function_versions WHERE function_id = $3
+INSERT INTO function_versions (id, project_id, function_id, number, manifest, manifest_hash, secrets)
+SELECT $1, $2, $3, coalesce(max(number), 0) + 1, $4, $5, $6 FROM function_versions WHERE function_id = $3
 RETURNING number
 """
+
+FIND_ONE_OFF = """
+-- find_one_off_version
+SELECT id FROM function_versions
+ WHERE project_id = $1 AND manifest_hash = $2 AND function_id IS NULL AND used_at > now() - $3::interval
+"""
+
+USE_ONE_OFF = """
+-- use_one_off_version
+INSERT INTO function_versions (id, project_id, number, manifest, manifest_hash, secrets) VALUES ($1, $2, 1, $3, $4, $5)
+ON CONFLICT (project_id, manifest_hash) WHERE function_id IS NULL DO UPDATE SET used_at = now()
+RETURNING id
+"""
+
+FORGET_ONE_OFFS = """
+-- forget_one_off_versions
+DELETE FROM function_versions WHERE id = ANY (ARRAY(
+    SELECT id FROM function_versions v
+     WHERE function_id IS NULL AND used_at < now() - $2::interval
+       AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.version_id = v.id AND jobs.function_id IS NULL)
+     ORDER BY used_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+"""
+
+USE_NOTED = timedelta(hours=1)
+"""Runs of one spec write so often that it is used, and no oftener."""
+UNUSED = timedelta(days=1)
+"""Far longer than that: no job is on its way into the queue with a version that nobody has used for so long."""
 
 PIN_DIGEST = """
 -- pin_digest
@@ -115,7 +142,7 @@ _parsed = ParsedVersions(CACHED_VERSIONS, CACHED_BYTES)
 
 def hash_of(manifest: Manifest) -> bytes:
     """Equal for manifests whose ``spec`` means the same; name, description and labels are the function's."""
-    spec = json.dumps(manifest.normalised()["spec"], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    spec = json.dumps(manifest.stored()["spec"], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(spec.encode()).digest()
 
 
@@ -155,9 +182,29 @@ async def list_versions(
 
 async def add(conn: Connection, project: ProjectId, function: FunctionId, manifest: Manifest) -> int:
     """Write the function's next version and return its number; the caller has locked the function's row."""
-    text = json.dumps(manifest.normalised(), ensure_ascii=False, separators=(",", ":"))
-    number: int = await conn.fetchval(ADD_VERSION, ids.new_uuid7(), project, function, text, hash_of(manifest))
+    text = json.dumps(manifest.stored(), ensure_ascii=False, separators=(",", ":"))
+    secrets = sorted(set(manifest.spec.job.secret_places.values())) or None
+    version = VersionId(ids.new_uuid7())
+    number: int = await conn.fetchval(ADD_VERSION, version, project, function, text, hash_of(manifest), secrets)
+    await expiring.note_named(conn, version, text)
     return number
+
+
+async def one_off(conn: Connection, project: ProjectId, manifest: Manifest) -> Version:
+    """The version of jobs without a function that have this spec: one for all of them, made by the first."""
+    hashed = hash_of(manifest)
+    version = await conn.fetchval(FIND_ONE_OFF, project, hashed, USE_NOTED)
+    if version is None:
+        text = json.dumps(manifest.stored(), ensure_ascii=False, separators=(",", ":"))
+        secrets = sorted(set(manifest.spec.job.secret_places.values())) or None
+        version = await conn.fetchval(USE_ONE_OFF, ids.new_uuid7(), project, text, hashed, secrets)
+        await expiring.note_named(conn, version, text)
+    return (await by_ids(conn, [version]))[version]
+
+
+async def forget_one_offs(conn: Connection, *, limit: int) -> int:
+    """Delete versions of jobs without a function that no job has any more; how many."""
+    return int((await conn.execute(FORGET_ONE_OFFS, limit, UNUSED)).split()[-1])
 
 
 async def pin_digest(conn: Connection, version: VersionId, digest: str) -> None:

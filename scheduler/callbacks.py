@@ -33,13 +33,13 @@ def endpoints_of(
 
     A job's own URL hears of every outcome unless ``events`` says otherwise.
     """
-    wanting = [each.url for each in callbacks if kind in each.events]
+    wanting = [each.url for each in callbacks if each.url is not None and kind in each.events]
     if url is not None and kind in (events or OUTCOMES):
         wanting.append(url)
     return [Endpoint(each, origin_of(each)) for each in dict.fromkeys(wanting)]
 
 
-def body_of(kind: str, occurred_at: datetime, job: Mapping[str, Any]) -> str:
-    """The message as it is signed and sent. ``job`` is the job object with fresh links."""
-    message = {"type": kind, "timestamp": rfc3339(occurred_at), "data": job}
+def body_of(kind: str, occurred_at: datetime, data: Mapping[str, Any]) -> str:
+    """The message as it is signed and sent. ``data`` is the job object with fresh links, or the batch object."""
+    message = {"type": kind, "timestamp": rfc3339(occurred_at), "data": data}
     return json.dumps(message, separators=(",", ":"))

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from functions import ids
 from functions.db import Connection
 from functions.errors import NotFound
 from functions.ids import JobId, MessageId, ProjectId
+from scheduler.callbacks import Endpoint
 
 WALK_ENDPOINTS = """
 -- walk_endpoints
@@ -74,6 +76,14 @@ SELECT delivery_id, attempt, at, address, status, duration_ms, error, response F
  WHERE delivery_id = ANY ($1) ORDER BY delivery_id, attempt
 """
 
+# job_id says whose event it is: for batch.completed that is a batch.
+ADD_DELIVERIES = """
+-- add_deliveries
+INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
+SELECT d.id, $1, $2, $3, d.url, d.endpoint FROM unnest($4::uuid[], $5::text[], $6::text[]) d (id, url, endpoint)
+ON CONFLICT DO NOTHING
+"""
+
 REDELIVER = """
 -- redeliver
 UPDATE deliveries SET state = 'pending', tries = 0, due_at = now() WHERE project_id = $1 AND id = $2 RETURNING id
@@ -95,7 +105,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A delivery that is this sender's until ``due_at``. ``tries`` were made before, since it was last asked for."""
+    """A delivery that is this sender's until ``due_at``. ``tries`` were made before, since it was last asked for.
+
+    ``job_id`` is a batch's id where ``type`` is ``batch.completed``.
+    """
 
     id: MessageId
     project_id: ProjectId
@@ -135,7 +148,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """``next_at`` is when a pending one is sent next. Attempts are in their order."""
+    """``next_at`` is when a pending one is sent next. Attempts are in their order. ``job_id``: as in ``Claimed``."""
 
     id: MessageId
     job_id: JobId
@@ -158,6 +171,16 @@ def next_state(tries: int, exchanged: Exchanged, jitter: float) -> tuple[str, ti
         return "exhausted", timedelta(0)
     step_s = STEPS_S[tries - 1] * (0.8 + 0.4 * jitter)
     return "pending", timedelta(seconds=min(max(step_s, exchanged.retry_after_s or 0), 2 * step_s))
+
+
+async def add(
+    conn: Connection, project: ProjectId, subject: UUID, kind: str, endpoints: Sequence[Endpoint]
+) -> None:
+    """An event of ``subject`` for each endpoint, in the transaction of what it tells; once, however often called."""
+    await conn.execute(
+        ADD_DELIVERIES, project, subject, kind, [ids.new_uuid7() for _ in endpoints],
+        [each.url for each in endpoints], [each.key for each in endpoints],
+    )  # fmt: skip
 
 
 async def endpoints_waiting(

@@ -1,6 +1,6 @@
 """What happened to a job, in order: derived from its rows, so that the hot path writes no events.
 
-Reads ``jobs``, ``job_attempts``, ``leases``, ``waiting_jobs``, ``ready_jobs`` and ``outcomes``.
+Reads ``jobs``, ``job_attempts``, ``leases``, ``waiting_jobs``, ``ready_jobs``, ``outcomes`` and ``chains``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functions import ids
 from functions.db import Connection
 from functions.errors import NotFound
 from functions.ids import JobId, ProjectId
+from scheduler.chains import chain_events
 from scheduler.views import moments, rfc3339
 
 JOB_HISTORY = """
@@ -59,11 +60,13 @@ async def job_events(conn: Connection, project: ProjectId, job: JobId) -> list[d
     if not rows:
         raise NotFound(f"there is no job {ids.encode(ids.JOB, job)}", code="job_not_found")
     due = await conn.fetchval(WAITING, project, job)
+    chained = await chain_events(conn, project, job)
     events: list[tuple[datetime, dict[str, Any]]] = [(rows[0]["at"], {"type": "created"})]
     for row in rows[1:]:
         events += _of(row)
     if due is not None and len(rows) == 1:
         events.append((rows[0]["at"], {"type": "scheduled", "until": rfc3339(due)}))
+    events += chained
     # Sorting is stable: what has the same time stays in the order of its stages.
     return [{"at": rfc3339(at), **event} for at, event in sorted(events, key=lambda pair: pair[0])]
 

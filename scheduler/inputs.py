@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from functions import artifacts, ids
-from functions.db import Pool
+from functions import artifacts, expiring, ids
+from functions.db import Connection, Pool
 from functions.documents import pointer
 from functions.egress import EgressPolicy, EgressRefused, check_url
 from functions.errors import FieldError, Invalid
 from functions.expressions import Template
-from functions.ids import ArtifactId
+from functions.ids import ArtifactId, JobId
 from scheduler.queue import InputUrl, NewJob
 
 ARTIFACT = "artifact:"
@@ -29,21 +29,44 @@ async def check_inputs(pool: Pool, job: NewJob, policy: EgressPolicy) -> None:
 
     Costs no statement when no input is an artifact.
     """
-    refused = [fault for each in job.inputs if (fault := _url_fault(each, policy)) is not None]
+    if any(each.url.startswith(ARTIFACT) for each in job.inputs):
+        async with pool.acquire() as conn:
+            refused = await refused_inputs(conn, [job], policy)
+    else:
+        refused = _refused_urls([job], policy)
     if refused:
-        raise Invalid(f"an input: {refused[0].message}", code=EgressRefused.code, errors=refused)
-    wanted = [(each, _artifact_of(each)) for each in job.inputs if each.url.startswith(ARTIFACT)]
+        raise refused[job.id]
+
+
+async def refused_inputs(conn: Connection, jobs: Sequence[NewJob], policy: EgressPolicy) -> dict[JobId, Invalid]:
+    """Those of the jobs, all of one project, that have inputs which cannot be fetched; a statement or two where any
+    is an artifact. The files are kept until the jobs are finished."""
+    refused = _refused_urls(jobs, policy)
+    wanted = [(job, each, _artifact_of(each)) for job in jobs for each in job.inputs if each.url.startswith(ARTIFACT)]
     if not wanted:
-        return
-    async with pool.acquire() as conn:
-        found = await artifacts.visible(conn, job.project_id, [known for _, known in wanted if known is not None])
-    missing = [
-        FieldError(each.pointer, "there is no such artifact, or its job has not succeeded")
-        for each, known in wanted
-        if known is None or known not in found
-    ]
-    if missing:
-        raise Invalid(f"{missing[0].pointer}: {missing[0].message}", code="artifact_not_found", errors=missing)
+        return refused
+    known = list({found for *_, found in wanted if found is not None})
+    there = await artifacts.visible(conn, jobs[0].project_id, known)
+    missing: dict[JobId, list[FieldError]] = {}
+    for job, each, found in wanted:
+        if found is None or found not in there:
+            fault = FieldError(each.pointer, "there is no such artifact, or it is not kept (any more)")
+            missing.setdefault(job.id, []).append(fault)
+    for job_id, faults in missing.items():
+        error = Invalid(f"{faults[0].pointer}: {faults[0].message}", code="artifact_not_found", errors=faults)
+        refused.setdefault(job_id, error)
+    uses = [(found, job.id) for job, _, found in wanted if found is not None and job.id not in refused]
+    await expiring.note_uses(conn, uses)
+    return refused
+
+
+def _refused_urls(jobs: Sequence[NewJob], policy: EgressPolicy) -> dict[JobId, Invalid]:
+    refused = {}
+    for job in jobs:
+        faults = [fault for each in job.inputs if (fault := _url_fault(each, policy)) is not None]
+        if faults:
+            refused[job.id] = Invalid(f"an input: {faults[0].message}", code=EgressRefused.code, errors=faults)
+    return refused
 
 
 def _url_fault(each: InputUrl, policy: EgressPolicy) -> FieldError | None:

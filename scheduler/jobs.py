@@ -16,20 +16,23 @@ from uuid import UUID
 
 from functions import artifacts, ids, versions
 from functions.db import Connection, Pool
-from functions.errors import Conflict, Invalid, LeaseLost, NotFound
-from functions.ids import ArtifactId, FunctionId, JobId, NodeId, ProjectId
+from functions.errors import Conflict, Invalid, LeaseLost, LimitReached, NotFound
+from functions.ids import ArtifactId, BatchId, FunctionId, JobId, NodeId, ProjectId
 from functions.jobspec import JobSpec
+from functions.queue_spec import LANES, Lane, Queue, gates_of
 from functions.rendering import Rendered, render
 from functions.versions import Version
-from scheduler import queue
+from scheduler import chains, gates, limits, queue
 from scheduler.callbacks import endpoints_of, event_of
+from scheduler.chains import Chain, chains_of
+from scheduler.gates import GateId
 from scheduler.inputs import pointer_of
 from scheduler.queue import Ending, Held, InputUrl, NewDelivery, NewJob, Unleased
 from scheduler.retry import RetryPolicy, retry_delay
 
 CALLBACKS_OF = """
 -- callbacks_of
-SELECT id, version_id, callback_url, callback_events FROM jobs WHERE id = ANY ($1)
+SELECT id, project_id, version_id, callback_url, callback_events FROM jobs WHERE id = ANY ($1)
 """
 
 # A lease that was taken back was not reported: whoever held it must not think that its report came first.
@@ -41,18 +44,18 @@ SELECT 'scheduled' FROM job_attempts
  WHERE job_id = $1 AND token = $2 AND error ->> 'code' NOT IN ('node_lost', 'node_drained')
 """
 
+RAN_OUT_OF_MEMORY = """
+-- ran_out_of_memory
+SELECT EXISTS (SELECT 1 FROM job_attempts WHERE job_id = $1 AND error ->> 'code' = 'oom_killed')
+"""
+
 JOB_EXISTS = """
 -- job_exists
 SELECT EXISTS (SELECT 1 FROM outcomes WHERE job_id = jobs.id) AS finished FROM jobs WHERE id = $2 AND project_id = $1
 """
 
-JOB_TO_RETRY = """
--- job_to_retry
-SELECT jobs.version_id, jobs.params, jobs.callback_url, jobs.callback_events, functions.deleted_at,
-       EXISTS (SELECT 1 FROM outcomes WHERE job_id = jobs.id) AS finished
-  FROM jobs LEFT JOIN functions ON functions.id = jobs.function_id
- WHERE jobs.id = $2 AND jobs.project_id = $1
-"""
+NO_FUNCTION = FunctionId(UUID(int=0))
+"""In whose place idempotency keys of jobs without a function stand."""
 
 
 FUNCTION_OF = """
@@ -71,7 +74,10 @@ class Sizing:
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """What a trigger asks for, before the version's schema and template have seen it."""
+    """What a trigger asks for, before the version's schema and template have seen it.
+
+    ``lane`` and ``head_start`` go before what the manifest says.
+    """
 
     params: Mapping[str, Any]
     trigger: Mapping[str, Any]
@@ -83,6 +89,10 @@ class Invocation:
     traceparent: str | None = None
     retried_from: JobId | None = None
     key_id: str | None = None
+    batch_id: BatchId | None = None
+    lane: Lane | None = None
+    head_start: timedelta | None = None
+    cancel_after: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,8 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a node says of an attempt that ended. ``result`` is JSON text; ``code`` is None unless it failed."""
+    """What a node says of an attempt that ended. ``result`` is JSON text; ``code`` is None unless it failed; ``wish``
+    is the wait that a failed job asks for itself."""
 
     token: UUID
     status: str
@@ -112,6 +123,7 @@ class Report:
     rejected: tuple[Mapping[str, str], ...] = ()
     timeline: Mapping[str, int] = field(default_factory=dict)
     image_digest: str | None = None
+    wish: timedelta | None = None
 
 
 def prepare(project: ProjectId, version: Version, invocation: Invocation, sizing: Sizing) -> NewJob:
@@ -147,8 +159,25 @@ def prepare(project: ProjectId, version: Version, invocation: Invocation, sizing
         idempotency_key=invocation.idempotency_key,
         body_hash=invocation.body_hash,
         key_id=invocation.key_id,
+        batch_id=invocation.batch_id,
         inputs=_input_urls(manifest.spec.job, rendered),
+        **_queueing(version, params, invocation),
     )
+
+
+def _queueing(version: Version, params: Mapping[str, Any], invocation: Invocation) -> dict[str, Any]:
+    """What ``spec.queue`` and the invocation say about when the job may start."""
+    spec = version.manifest.spec.queue or Queue()
+    head_start = spec.priority if invocation.head_start is None else invocation.head_start
+    limited = version.function_id is not None  # a job without a function has nobody to share a limit with
+    return {
+        "gates": gates_of(spec, params=params, trigger=invocation.trigger) if limited else (),
+        "on_limit": spec.concurrency.on_limit if limited and spec.concurrency is not None else "queue",
+        "lane": LANES[invocation.lane or spec.lane],
+        "head_start": head_start or None,
+        "ttl": spec.ttl,
+        "cancel_after": invocation.cancel_after,
+    }
 
 
 def _input_urls(spec: JobSpec, rendered: Rendered) -> tuple[InputUrl, ...]:
@@ -159,20 +188,59 @@ def _input_urls(spec: JobSpec, rendered: Rendered) -> tuple[InputUrl, ...]:
     )
 
 
-async def submit(conn: Connection, jobs: Sequence[NewJob]) -> list[Submitted | Conflict | Invalid]:
+async def submit(
+    conn: Connection, jobs: Sequence[NewJob], reached: set[GateId] | None = None
+) -> list[Submitted | Conflict | Invalid | LimitReached]:
     """Put jobs into the queue, durable when it returns; one answer for each, in order.
 
     A job whose idempotency key was used with the same body answers with the first job, with another body with
-    ``Invalid``. The keys within one call must differ.
+    ``Invalid``. The keys within one call must differ. One whose function rejects what is over its limit answers with
+    ``LimitReached``. ``reached`` gets the gates at which jobs wait now: they are to be advanced after the commit.
     """
-    accepted = await queue.enqueue(conn, jobs)
+    picky = [job for job in jobs if limits.is_picky(job)]
+    rest = [job for job in jobs if not limits.is_picky(job)] if picky else jobs
+    accepted = await queue.enqueue(conn, rest, reached) if rest else {}
+    refused: dict[JobId, LimitReached] = {}
+    if picky:
+        async with conn.transaction():
+            await limits.lock(conn, picky)
+            for job in picky:
+                refusal, made = await _submit_picky(conn, job, reached)
+                accepted |= made
+                if refusal is not None:
+                    refused[job.id] = refusal
     return [
-        Submitted(job.id, accepted[job.id]) if job.id in accepted else await _replay(conn, job) for job in jobs
+        Submitted(job.id, accepted[job.id])
+        if job.id in accepted
+        else refused[job.id]
+        if job.id in refused
+        else await _replay(conn, job)
+        for job in jobs
     ]
 
 
+async def _submit_picky(
+    conn: Connection, job: NewJob, reached: set[GateId] | None
+) -> tuple[LimitReached | None, dict[JobId, datetime]]:
+    """Enqueue a job that does not wait behind others at its function's limit; the gates are locked."""
+    if job.idempotency_key is not None and await queue.find_idempotent(
+        conn, job.project_id, job.function_id or NO_FUNCTION, job.idempotency_key
+    ):
+        return None, {}
+    full = await limits.full(conn, job)
+    if full and job.on_limit == "reject":
+        return limits.reached(), {}
+    if full:
+        victims = await limits.replaced(conn, job, full)
+        await cancel(conn, job.project_id, victims, reached)
+    made = await queue.enqueue(conn, [job], reached)
+    # Here already, so that the next one of this transaction finds it counted.
+    await gates.advance(conn, await limits.gate_ids(conn, [job]))
+    return None, made
+
+
 async def _replay(conn: Connection, job: NewJob) -> Submitted | Conflict | Invalid:
-    assert job.function_id is not None and job.idempotency_key is not None and job.body_hash is not None
+    assert job.idempotency_key is not None and job.body_hash is not None
     for _ in range(3):
         before = await made_before(conn, job.project_id, job.function_id, job.idempotency_key, job.body_hash)
         if before is not None:
@@ -184,10 +252,10 @@ async def _replay(conn: Connection, job: NewJob) -> Submitted | Conflict | Inval
 
 
 async def made_before(
-    conn: Connection, project: ProjectId, function: FunctionId, key: str, body_hash: bytes
+    conn: Connection, project: ProjectId, function: FunctionId | None, key: str, body_hash: bytes
 ) -> Submitted | Invalid | None:
     """The answer to a request whose idempotency key was used before; None if the key is free."""
-    first = await queue.find_idempotent(conn, project, function, key)
+    first = await queue.find_idempotent(conn, project, function or NO_FUNCTION, key)
     if first is None:
         return None
     job_id, first_hash = first
@@ -203,13 +271,25 @@ async def retried_before(
     conn: Connection, project: ProjectId, job: JobId, key: str, body_hash: bytes
 ) -> Submitted | Invalid | None:
     """The answer to a retry of ``job`` whose idempotency key was used before; None if the key is free."""
-    function = await conn.fetchval(FUNCTION_OF, project, job)
-    return None if function is None else await made_before(conn, project, function, key, body_hash)
+    row = await conn.fetchrow(FUNCTION_OF, project, job)
+    if row is None:
+        return None
+    return await made_before(conn, project, row["function_id"] or NO_FUNCTION, key, body_hash)
 
 
-async def finish(conn: Connection, node: NodeId, job: JobId, report: Report) -> str:
+async def finish(
+    conn: Connection,
+    node: NodeId,
+    job: JobId,
+    report: Report,
+    sizing: Sizing | None = None,
+    *,
+    freed: set[GateId] | None = None,
+) -> str:
     """Record how an attempt ended, in the caller's transaction: outcome, files and deliveries, or the next attempt.
 
+    Without ``sizing`` no attempt gets more memory than the one before. ``freed`` gets the gates to be advanced after
+    the commit, here and below.
     Returns where the job is now: its outcome's status, or ``scheduled``. A report that comes twice gets the first
     one's answer; raises ``LeaseLost`` for one whose lease is not held any more.
     """
@@ -227,25 +307,32 @@ async def finish(conn: Connection, node: NodeId, job: JobId, report: Report) -> 
     status, error = report.status, None
     if status in ("failed", "timed_out"):
         error = {"code": report.code or "internal", "message": storable(report.message), "attempt": held.attempt}
-        delay = None if held.cancel_requested else _next_try(version, held, report)
+        needs = None if sizing is None else await _larger(conn, version, job, report, sizing)
+        over = held.cancel_requested or held.overdue
+        delay = None if over else _next_try(version, held, report, grows=bool(needs))
         if delay is not None:
-            ending = Ending(job, report.token, status, report.exit_code, error, timeline=report.timeline)
-            if await queue.retry(conn, ending, delay):
+            ending = Ending(
+                job, report.token, status, report.exit_code, error, timeline=report.timeline, needs=needs
+            )
+            if await queue.retry(conn, ending, delay, freed):
                 return "scheduled"
             # The lease was taken back in this very moment, or a cancel came: a cancelled job gets no other attempt.
             held = await queue.find_held(conn, node, job, report.token)
             if held is None:
                 raise _lease_lost(job)
-        if held.cancel_requested:
+        if held.cancel_requested or held.overdue:
             status, error = "cancelled", None
+    if status == "cancelled" and held.overdue:
+        error = deadline_exceeded(held.attempt)
     if status == "succeeded":
         await artifacts.mark_complete(conn, held.project_id, job, held.attempt, report.artifacts)
     ending = Ending(
         job, report.token, status, report.exit_code, error, report.result, report.timeline, report.rejected
     )
     deliveries = _deliveries(version, job, status, held.callback_url, held.callback_events)
-    if not await queue.finish(conn, [ending], deliveries):
+    if not await queue.finish(conn, [ending], deliveries, freed):
         raise _lease_lost(job)
+    await chains.record(conn, chains_of(version.manifest.spec.callbacks, held.project_id, job, event_of(status)))
     return status
 
 
@@ -253,18 +340,40 @@ def _lease_lost(job: JobId) -> LeaseLost:
     return LeaseLost(f"this lease on {ids.encode(ids.JOB, job)} is over: another attempt may be running")
 
 
+def deadline_exceeded(attempt: int) -> dict[str, Any]:
+    """The error of a job that was cancelled because its Cancel-After was over."""
+    return {"code": "deadline_exceeded", "message": "not finished within its Cancel-After", "attempt": attempt}
+
+
 def storable(text: str) -> str:
     """The text without what PostgreSQL cannot read again: a NUL in one message would fail every reaper's round."""
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def _next_try(version: Version, held: Held, report: Report) -> timedelta | None:
+async def _larger(conn: Connection, version: Version, job: JobId, report: Report, sizing: Sizing) -> int | None:
+    """The slots of the first attempt after one that ran out of memory, if it may have more; else None."""
+    slots = version.manifest.grown_slots(sizing.slot_memory) if report.code == "oom_killed" else None
+    # The largest node may have been larger when the manifest was applied.
+    if slots is None or slots > sizing.max_slots or await ran_out_of_memory(conn, job):
+        return None
+    return slots
+
+
+async def ran_out_of_memory(conn: Connection, job: JobId) -> bool:
+    """Whether an attempt before the last one did."""
+    return bool(await conn.fetchval(RAN_OUT_OF_MEMORY, job))
+
+
+def _next_try(version: Version, held: Held, report: Report, *, grows: bool) -> timedelta | None:
     rule = version.manifest.spec.retry
     return retry_delay(
         RetryPolicy(rule.attempts, frozenset(rule.on), rule.backoff.initial, rule.backoff.factor, rule.backoff.max),
         code=report.code or "internal",
         retryable=report.retryable,
         attempts_made=held.attempt - held.losses,
+        exit_code=report.exit_code,
+        wish=report.wish,
+        grows=grows,
         jitter=random.random(),  # noqa: S311
     )
 
@@ -280,50 +389,79 @@ def _deliveries(
     ]
 
 
-async def end_leased(conn: Connection, leases: Sequence[Ending]) -> None:
+async def end_leased(conn: Connection, leases: Sequence[Ending], freed: set[GateId] | None = None) -> None:
     """End leased jobs on the platform's own account (lost too often, cancelled while lost), with their deliveries."""
-    deliveries = await _deliveries_of(conn, {ending.job_id: ending.status for ending in leases})
-    await queue.finish(conn, leases, deliveries)
+    deliveries, chained = await _caused_by(conn, {ending.job_id: ending.status for ending in leases})
+    ended = await queue.finish(conn, leases, deliveries, freed)
+    await chains.record(conn, [chain for chain in chained if chain.job_id in ended])
 
 
-async def _deliveries_of(conn: Connection, statuses: Mapping[JobId, str]) -> list[NewDelivery]:
+async def _caused_by(
+    conn: Connection, statuses: Mapping[JobId, str]
+) -> tuple[list[NewDelivery], list[Chain]]:
+    """What outcomes of these statuses cause: messages, and jobs of functions."""
     rows = await conn.fetch(CALLBACKS_OF, list(statuses))
     found = await versions.by_ids(conn, {row["version_id"] for row in rows})
-    return [
+    chained = [
+        chain
+        for row in rows
+        for chain in chains_of(
+            found[row["version_id"]].manifest.spec.callbacks,
+            row["project_id"],
+            row["id"],
+            event_of(statuses[row["id"]]),
+        )
+    ]
+    deliveries = [
         delivery
         for row in rows
         for delivery in _deliveries(
             found[row["version_id"]], row["id"], statuses[row["id"]], row["callback_url"], row["callback_events"]
         )
     ]
+    return deliveries, chained
 
 
-async def release(conn: Connection, node: NodeId, leases: Sequence[tuple[JobId, UUID]], reason: str) -> set[JobId]:
+async def release(
+    conn: Connection,
+    node: NodeId,
+    leases: Sequence[tuple[JobId, UUID]],
+    reason: str,
+    freed: set[GateId] | None = None,
+) -> set[JobId]:
     """Hand jobs back: ready again at once, or cancelled if that was asked for. Returns those whose token still held."""
     message = storable(reason) or f"{ids.encode(ids.NODE, node)} handed the job back"
     error = {"code": "node_drained", "message": message}
-    back = await queue.requeue(conn, [(job, token, error) for job, token in leases])
+    back = await queue.requeue(conn, [(job, token, error) for job, token in leases], freed)
     rest = [(job, token) for job, token in leases if job not in back]
     cancelled = [
-        Ending(job, token, "cancelled", reported=False)
+        Ending(
+            job, token, "cancelled", error=deadline_exceeded(held.attempt) if held.overdue else None, reported=False
+        )
         for job, token in rest
         if (held := await queue.find_held(conn, node, job, token)) is not None and held.cancel_requested
     ]
-    await end_leased(conn, cancelled)
+    await end_leased(conn, cancelled, freed)
     return back | {ending.job_id for ending in cancelled}
 
 
-async def cancel(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) -> None:
+async def cancel(
+    conn: Connection, project: ProjectId, jobs: Sequence[JobId], freed: set[GateId] | None = None
+) -> int:
     """Cancel jobs: those in the queue end now, a running one when its node has stopped it (≤ 5 s). Finished ones stay
-    as they are. In the caller's transaction; ids that are not the project's are passed over."""
-    rest = set(jobs)
+    as they are. In the caller's transaction; ids that are not the project's are passed over. Returns how many end now
+    or are asked to."""
+    rest, hit = set(jobs), 0
     # A job that moves from one table to another while the statement runs may be seen in neither: look again.
     for _ in range(5):
-        taken, leased = await queue.take_out(conn, project, sorted(rest))
+        taken, leased = await queue.take_out(conn, project, sorted(rest), freed)
         await end_unleased(conn, project, "cancelled", None, taken)
-        rest -= leased | {job.job_id for job in taken}
+        found = leased | {job.job_id for job in taken}
+        rest -= found
+        hit += len(found)
         if not rest:
-            return
+            break
+    return hit
 
 
 async def end_unleased(
@@ -335,8 +473,9 @@ async def end_unleased(
 ) -> None:
     """End jobs that were taken out of the queue in this transaction, with their deliveries."""
     if taken:
-        deliveries = await _deliveries_of(conn, {job.job_id: status for job in taken})
+        deliveries, chained = await _caused_by(conn, {job.job_id: status for job in taken})
         await queue.end_unleased(conn, project, taken, status=status, error=error, deliveries=deliveries)
+        await chains.record(conn, chained)
 
 
 async def cancel_after_delete(pool: Pool, *, limit: int, within: timedelta = timedelta(minutes=15)) -> int:
@@ -359,28 +498,3 @@ async def require(conn: Connection, project: ProjectId, job: JobId) -> bool:
     if finished is None:
         raise NotFound(f"there is no job {ids.encode(ids.JOB, job)}", code="job_not_found")
     return bool(finished)
-
-
-async def retry(conn: Connection, project: ProjectId, job: JobId, sizing: Sizing) -> NewJob:
-    """A new job with the version, params and callback of a finished one, ready to be submitted.
-
-    Raises ``NotFound``, or ``Conflict`` while the job is not finished or when its function is gone.
-    """
-    row = await conn.fetchrow(JOB_TO_RETRY, project, job)
-    name = ids.encode(ids.JOB, job)
-    if row is None:
-        raise NotFound(f"there is no job {name}", code="job_not_found")
-    if not row["finished"]:
-        raise Conflict(f"{name} is not finished: cancel it first, or wait", code="job_not_finished")
-    if row["deleted_at"] is not None:
-        raise Conflict(f"the function of {name} was deleted: apply it again and invoke it", code="function_deleted")
-    version = (await versions.by_ids(conn, [row["version_id"]]))[row["version_id"]]
-    events = row["callback_events"]
-    invocation = Invocation(
-        params=json.loads(row["params"]),
-        trigger={"kind": "manual"},
-        callback_url=row["callback_url"],
-        callback_events=None if events is None else tuple(events),
-        retried_from=job,
-    )
-    return prepare(project, version, invocation, sizing)

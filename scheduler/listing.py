@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from functions.db import Connection
-from functions.ids import FunctionId, JobId, ProjectId
+from functions.ids import BatchId, FunctionId, JobId, ProjectId
 
 CHUNK = 1000
 LOOK_S = 1.0
@@ -70,7 +70,13 @@ LIST_QUEUED = """
 SELECT jobs.id, ($5::text IS NULL OR trigger ->> 'kind' = $5) AND ($6::timestamptz IS NULL OR created_at >= $6)
            AND ($7::timestamptz IS NULL OR created_at < $7)
            AND ($8::uuid[] IS NULL OR function_id = ANY ($8)) AS fits
-  FROM (SELECT job_id FROM ready_jobs WHERE project_id = $1 AND job_id < $2 AND job_id >= $3
+  FROM (SELECT job_id FROM (
+            (SELECT job_id FROM ready_jobs WHERE project_id = $1 AND job_id < $2 AND job_id >= $3
+              ORDER BY job_id DESC LIMIT $4)
+            UNION ALL
+            (SELECT job_id FROM waiting_jobs
+              WHERE stage IN ('gated', 'paused') AND project_id = $1 AND job_id < $2 AND job_id >= $3
+              ORDER BY job_id DESC LIMIT $4)) both_tables
          ORDER BY job_id DESC LIMIT $4) page
   JOIN jobs ON jobs.id = page.job_id
  ORDER BY jobs.id DESC
@@ -81,7 +87,8 @@ LIST_SCHEDULED = """
 SELECT jobs.id, ($5::text IS NULL OR trigger ->> 'kind' = $5) AND ($6::timestamptz IS NULL OR created_at >= $6)
            AND ($7::timestamptz IS NULL OR created_at < $7)
            AND ($8::uuid[] IS NULL OR function_id = ANY ($8)) AS fits
-  FROM (SELECT job_id FROM waiting_jobs WHERE project_id = $1 AND job_id < $2 AND job_id >= $3
+  FROM (SELECT job_id FROM waiting_jobs
+         WHERE stage IN ('delayed', 'retry') AND project_id = $1 AND job_id < $2 AND job_id >= $3
          ORDER BY job_id DESC LIMIT $4) page
   JOIN jobs ON jobs.id = page.job_id
  ORDER BY jobs.id DESC
@@ -99,6 +106,31 @@ SELECT jobs.id, ($5::text IS NULL OR trigger ->> 'kind' = $5) AND ($6::timestamp
  ORDER BY jobs.id DESC
 """
 
+# A batch has at most some thousands of jobs: their statuses are looked up one by one. Scalar subqueries, as EXISTS may
+# be done by reading all of the other table once for each page.
+LIST_OF_BATCH = """
+-- list_jobs_of_batch
+SELECT page.id, ($5::text IS NULL OR trigger ->> 'kind' = $5) AND ($6::timestamptz IS NULL OR created_at >= $6)
+           AND ($7::timestamptz IS NULL OR created_at < $7)
+           AND ($9::uuid[] IS NULL OR function_id = ANY ($9))
+           AND coalesce(CASE
+               WHEN $10::text IS NULL THEN true
+               WHEN $10 = 'running' THEN (SELECT true FROM leases WHERE leases.job_id = page.id)
+               WHEN $10 = 'queued' THEN coalesce(
+                   (SELECT true FROM ready_jobs WHERE ready_jobs.project_id = $1 AND ready_jobs.job_id = page.id),
+                   (SELECT stage NOT IN ('delayed', 'retry') FROM waiting_jobs
+                     WHERE waiting_jobs.project_id = $1 AND waiting_jobs.job_id = page.id))
+               WHEN $10 = 'scheduled' THEN (
+                   SELECT stage IN ('delayed', 'retry') FROM waiting_jobs
+                    WHERE waiting_jobs.project_id = $1 AND waiting_jobs.job_id = page.id)
+               ELSE (SELECT status = $10 FROM outcomes WHERE outcomes.job_id = page.id) END, false) AS fits
+  FROM (SELECT id, project_id, function_id, trigger, created_at FROM jobs
+         WHERE (batch_id, id) < ($8, $2) AND (batch_id, id) >= ($8, $3) AND batch_id IS NOT NULL
+         ORDER BY batch_id DESC, id DESC LIMIT $4) page
+ WHERE page.project_id = $1
+ ORDER BY page.id DESC
+"""
+
 UNFINISHED = {"queued": LIST_QUEUED, "scheduled": LIST_SCHEDULED, "running": LIST_RUNNING}
 
 
@@ -111,6 +143,7 @@ class Filters:
     trigger: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    batch: BatchId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +186,8 @@ def _source(
     filters: Filters, functions: Sequence[FunctionId] | None
 ) -> tuple[str, tuple[object, ...], bool]:
     """A statement, the arguments that only it has, and whether its index knows function and status."""
+    if filters.batch is not None:
+        return LIST_OF_BATCH, (filters.batch, functions, filters.status), (functions, filters.status) == (None, None)
     if filters.status in UNFINISHED:
         return UNFINISHED[filters.status], (functions,), functions is None
     # Most jobs succeed: a function's own are fewer than the project's that did.

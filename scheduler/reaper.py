@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functions import ids
 from functions.db import Pool
 from scheduler import jobs, queue
+from scheduler.gates import GateId
 from scheduler.queue import Ending, Expired
 
 
@@ -19,25 +20,28 @@ class Reaped:
     ended: int
 
 
-async def reap_once(pool: Pool, sight: Sight, *, limit: int = 500, max_losses: int = 5) -> Reaped:
+async def reap_once(
+    pool: Pool, sight: Sight, *, limit: int = 500, max_losses: int = 5, freed: set[GateId] | None = None
+) -> Reaped:
     """Take back up to ``limit`` leases that ran out, in one transaction. Safe beside others and after a crash.
 
     A lost attempt is not one of the user's; after more than ``max_losses`` of them the job fails with ``node_lost``. A
-    job with a cancel pending ends cancelled: its node can no longer say so.
+    job with a cancel pending ends cancelled: its node can no longer say so. ``freed`` gets the gates to be advanced
+    afterwards.
     """
     over: list[Ending] = []
     back = []
     async with pool.acquire() as conn, conn.transaction():
         leases = await queue.expired(conn, limit=limit)
         for lease in leases if sight.clear() else ():
-            if lease.cancel_requested or lease.lost_before >= max_losses:
+            if lease.cancel_requested or lease.overdue or lease.lost_before >= max_losses:
                 over.append(_ending(lease))
             else:
                 back.append((lease.job_id, lease.token, _error(lease)))
         if over:
-            await jobs.end_leased(conn, over)
+            await jobs.end_leased(conn, over, freed)
         if back:
-            await queue.requeue(conn, back)
+            await queue.requeue(conn, back, freed)
     return Reaped(len(back), len(over))
 
 
@@ -48,8 +52,9 @@ def _error(lease: Expired) -> dict[str, object]:
 
 def _ending(lease: Expired) -> Ending:
     timeline = json.loads(lease.timeline)
-    if lease.cancel_requested:
-        return Ending(lease.job_id, lease.token, "cancelled", timeline=timeline, reported=False)
+    if lease.cancel_requested or lease.overdue:
+        late = jobs.deadline_exceeded(lease.attempt) if lease.overdue else None
+        return Ending(lease.job_id, lease.token, "cancelled", error=late, timeline=timeline, reported=False)
     error = _error(lease) | {"message": f"the job lost {lease.lost_before + 1} nodes, the last one fell silent"}
     return Ending(lease.job_id, lease.token, "failed", error=error, timeline=timeline, reported=False)
 

@@ -9,21 +9,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import groupby
+from typing import Any
+from uuid import UUID
 
 import structlog
 from svix.webhooks import Webhook
 
 from functions import ids
-from functions.db import Pool
+from functions.db import Connection, Pool
 from functions.egress import EgressFailed, EgressPolicy, EgressRefused, exchange
 from functions.egress.exchange import DEADLINE_S
-from functions.ids import ProjectId
+from functions.grammar import BATCH_COMPLETED
+from functions.ids import BatchId, ProjectId
 from functions.sealing import Sealer
-from scheduler import deliveries
+from scheduler import batches, deliveries
 from scheduler.callbacks import body_of
 from scheduler.deliveries import Claimed, Exchanged, next_state
-from scheduler.views import JobRecord, Links, job_object, read_jobs
+from scheduler.views import Links, job_object, read_jobs
 
 log = structlog.get_logger(__name__)
 
@@ -123,20 +127,31 @@ class Sender:
         try:
             async with self.pool.acquire() as conn:
                 sealed = await conn.fetchval(PROJECT_KEY, project)
-                records = await read_jobs(conn, project, sorted({each.job_id for each in batch}))
+                found = await self._subjects(conn, project, batch)
             signer = Webhook(self.sealer.open(sealed).decode())
         except Exception as error:  # one project's trouble must not stop the others' callbacks
             log.warning("callbacks cannot be signed", project=project, error=f"{type(error).__name__}: {error}")
             return
-        found = {record.id: record for record in records}
         for each in batch:
             self._begin(each, signer, found.get(each.job_id))
 
-    def _begin(self, claimed: Claimed, signer: Webhook, record: JobRecord | None) -> None:
+    async def _subjects(
+        self, conn: Connection, project: ProjectId, claimed: Sequence[Claimed]
+    ) -> dict[UUID, Callable[[], dict[str, Any]]]:
+        """What the deliveries tell of, as objects to be made when they are sent: links in them are fresh then."""
+        found: dict[UUID, Callable[[], dict[str, Any]]] = {}
+        of_batches = {each.job_id for each in claimed if each.type == BATCH_COMPLETED}
+        for batch in await batches.read_all(conn, project, [BatchId(each) for each in of_batches]):
+            found[batch.id] = partial(batches.batch_object, batch)
+        for record in await read_jobs(conn, project, sorted({each.job_id for each in claimed} - of_batches)):
+            found[record.id] = partial(job_object, record, self.links)
+        return found
+
+    def _begin(self, claimed: Claimed, signer: Webhook, subject: Callable[[], dict[str, Any]] | None) -> None:
         key = (claimed.project_id, claimed.endpoint)
         self._health.setdefault(key, _Health()).in_flight += 1
         self._projects[claimed.project_id] = self._projects.get(claimed.project_id, 0) + 1
-        task = asyncio.get_running_loop().create_task(self._send(claimed, signer, record))
+        task = asyncio.get_running_loop().create_task(self._send(claimed, signer, subject))
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._ended(task, claimed))
 
@@ -151,12 +166,12 @@ class Sender:
             log.warning("delivery not recorded", id=str(claimed.id), error=f"{type(error).__name__}: {error}")
         self.changed()
 
-    async def _send(self, claimed: Claimed, signer: Webhook, record: JobRecord | None) -> None:
-        if record is None:
+    async def _send(self, claimed: Claimed, signer: Webhook, subject: Callable[[], dict[str, Any]] | None) -> None:
+        if subject is None:
             # Its retention is over: there is nothing left to tell.
             state, pause, exchanged = "exhausted", timedelta(0), Exchanged(0, error="the job is not kept any more")
         else:
-            body = body_of(claimed.type, claimed.occurred_at, job_object(record, self.links))
+            body = body_of(claimed.type, claimed.occurred_at, subject())
             exchanged = await attempt(self.policy, claimed, signer, body, deadline_s=self.deadline_s)
             state, pause = next_state(claimed.tries + 1, exchanged, random.random())  # noqa: S311
             health = self._health[claimed.project_id, claimed.endpoint]

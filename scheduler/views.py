@@ -18,6 +18,7 @@ from functions.db import Connection, Row
 from functions.ids import JobId, ProjectId
 from functions.versions import Version
 from scheduler.queue import NewJob
+from scheduler.spill import reference_of
 
 JOB_ROWS = """
 -- job_rows
@@ -27,14 +28,23 @@ SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, j
        CASE WHEN outcomes.job_id IS NOT NULL THEN outcomes.status
             WHEN leases.job_id IS NOT NULL THEN 'running'
             WHEN ready_jobs.job_id IS NOT NULL THEN 'queued'
+            WHEN waiting_jobs.stage IN ('gated', 'paused') THEN 'queued'
             WHEN waiting_jobs.job_id IS NOT NULL THEN 'scheduled' END AS status,
        coalesce(outcomes.attempt, leases.attempt, ready_jobs.attempt, waiting_jobs.attempt) AS attempt,
        coalesce(outcomes.losses, leases.losses, ready_jobs.losses, waiting_jobs.losses) AS losses,
-       coalesce(outcomes.queued_at, leases.queued_at, ready_jobs.queued_at) AS queued_at,
+       coalesce(outcomes.queued_at, leases.queued_at, ready_jobs.queued_at, waiting_jobs.queued_at) AS queued_at,
        coalesce(outcomes.leased_at, leases.leased_at) AS leased_at,
        coalesce(outcomes.node_id, leases.node_id) AS node_id,
        coalesce(outcomes.timeline, leases.timeline) AS timeline,
-       leases.progress, waiting_jobs.due_at, outcomes.finished_at, outcomes.exit_code, outcomes.error, outcomes.result
+       leases.progress, waiting_jobs.due_at, outcomes.finished_at, outcomes.exit_code, outcomes.error, outcomes.result,
+       CASE WHEN functions.paused_at IS NOT NULL AND (ready_jobs.job_id IS NOT NULL OR waiting_jobs.due_at IS NULL)
+            THEN 'paused' ELSE waiting_jobs.stage END AS stage,
+       ready_jobs.cls, gates.level,
+       -- The first one at a rate's limit starts when the oldest start counts no more.
+       (SELECT min(until) FROM slots WHERE gates.level = 3 AND slots.gate_id = gates.id AND until IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM waiting_jobs other
+                            WHERE other.stage = 'gated' AND other.gate_id = gates.id
+                              AND (other.head, other.job_id) < (waiting_jobs.head, waiting_jobs.job_id))) AS next_start
   FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, ord)
   JOIN jobs ON jobs.id = wanted.id AND jobs.project_id = $1
   JOIN function_versions ON function_versions.id = jobs.version_id
@@ -43,8 +53,19 @@ SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, j
   LEFT JOIN leases ON leases.job_id = jobs.id
   LEFT JOIN ready_jobs ON ready_jobs.project_id = jobs.project_id AND ready_jobs.job_id = jobs.id
   LEFT JOIN waiting_jobs ON waiting_jobs.project_id = jobs.project_id AND waiting_jobs.job_id = jobs.id
+  LEFT JOIN gates ON gates.id = waiting_jobs.gate_id
  ORDER BY wanted.ord
 """
+
+# Of a node that serves the project's account: what its largest gap holds.
+LARGEST_GAP = """
+-- largest_gap
+SELECT coalesce(max(slots - (SELECT coalesce(sum(cls), 0) FROM leases WHERE leases.node_id = nodes.id)), 0)
+  FROM nodes
+ WHERE state = 'ready' AND (account_id IS NULL OR account_id = (SELECT account_id FROM projects WHERE id = $1))
+"""
+
+GATE_REASONS = {1: "concurrency", 2: "concurrency", 3: "rate"}
 
 
 class Links(Protocol):
@@ -72,7 +93,7 @@ class JobRecord:
         return self.row["finished_at"] is not None
 
 
-NOT_YET = ("leased_at", "node_id", "timeline", "progress", "finished_at", "exit_code", "error", "result")
+NOT_YET = ("leased_at", "node_id", "timeline", "progress", "finished_at", "exit_code", "error", "result", "next_start")
 
 
 def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord:
@@ -95,6 +116,7 @@ def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord
         "losses": 0,
         "queued_at": created_at if job.delay is None else None,
         "due_at": None if job.delay is None else created_at + job.delay,
+        "wait_reason": None if job.delay is None else "delayed",
     }
     return JobRecord(job.id, row, ())
 
@@ -102,9 +124,25 @@ def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord
 async def read_jobs(conn: Connection, project: ProjectId, jobs: Sequence[JobId]) -> list[JobRecord]:
     """Records of those jobs of the project that exist, in the order asked for."""
     rows: list[Row] = await conn.fetch(JOB_ROWS, project, list(jobs))
+    queued = [row["cls"] for row in rows if row["cls"] is not None and row["status"] == "queued"]
+    gap = await conn.fetchval(LARGEST_GAP, project) if queued else 0
     done = [row["id"] for row in rows if row["status"] == "succeeded"]
     outputs = await outputs_of(conn, project, done) if done else {}
-    return [JobRecord(row["id"], dict(row), tuple(outputs.get(row["id"], ()))) for row in rows]
+    return [
+        JobRecord(row["id"], dict(row) | {"wait_reason": _reason(row, gap)}, tuple(outputs.get(row["id"], ())))
+        for row in rows
+    ]
+
+
+def _reason(row: Row, gap: int) -> str | None:
+    """Why the job waits; None for one that runs, has ended, or is about to start."""
+    if row["status"] not in ("scheduled", "queued"):
+        return None
+    if row["stage"] == "gated":
+        return GATE_REASONS.get(row["level"], "concurrency")
+    if row["stage"] is not None:
+        return str(row["stage"])
+    return "capacity" if row["cls"] is not None and row["cls"] > gap else None
 
 
 def moments(leased_at: datetime, timeline: Mapping[str, int]) -> dict[str, datetime]:
@@ -124,13 +162,15 @@ def _span_ms(times: Mapping[str, datetime], start: str, *ends: str) -> int:
 
 
 def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
-    """The job as users see it. Times are RFC 3339 UTC, spans milliseconds.
+    """The job as users see it; of params that lie in the store, where they are. Times are RFC 3339 UTC, spans
+    milliseconds.
 
     ``queue_ms`` ends when a node took the job, ``pull_ms`` is the image, ``run_ms`` the container's own time.
     """
     row = record.row
     times = moments(row["leased_at"], json.loads(row["timeline"])) if row["leased_at"] else {}
     name = ids.encode(ids.JOB, record.id)
+    reference = reference_of(row["params"])
     waited = row["leased_at"] - row["queued_at"] if row["leased_at"] and row["queued_at"] else None
     return {
         "id": name,
@@ -138,13 +178,14 @@ def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
         "version": row["version"],
         "status": row["status"],
         "trigger": json.loads(row["trigger"]),
-        "params": json.loads(row["params"]),
+        "params": json.loads(row["params"]) if reference is None else {"$artifact": reference},
         "batch": _id(ids.BATCH, row["batch_id"]),
         "retried_from": _id(ids.JOB, row["retried_from"]),
         "attempt": row["attempt"],
-        "max_attempts": (row["attempts"] or 1) + row["losses"],
-        "wait_reason": None,
-        "eta": rfc3339(row["due_at"]),
+        # One after running out of memory may come on top.
+        "max_attempts": max((row["attempts"] or 1) + row["losses"], row["attempt"]),
+        "wait_reason": row["wait_reason"],
+        "eta": rfc3339(row["due_at"] or row["next_start"]),
         "progress": 1.0 if row["status"] == "succeeded" else row["progress"],
         "exit_code": row["exit_code"],
         "result": None if row["result"] is None else json.loads(row["result"]),
@@ -177,7 +218,7 @@ def _id(prefix: str, value: UUID | None) -> str | None:
 
 
 def _output(artifact: Artifact, links: Links) -> dict[str, Any]:
-    url, expires_at = links.presigned(artifact)
+    url, expires_at = links.presigned(artifact) if artifact.kept else (None, None)
     name = ids.encode(ids.ARTIFACT, artifact.id)
     return {
         "name": artifact.name,

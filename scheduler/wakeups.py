@@ -8,6 +8,7 @@ database.
 from __future__ import annotations
 
 import asyncio
+import time
 from enum import StrEnum
 
 import asyncpg
@@ -41,6 +42,23 @@ class Ticket:
         except TimeoutError:
             return False
         return True
+
+
+class Alarm(Ticket):
+    """Ends a pause when something is known to be due."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.Event())
+        self._due_s: float | None = None
+
+    def due_in(self, seconds: float | None) -> None:
+        """From now on; None for nothing."""
+        self._due_s = None if seconds is None else time.monotonic() + seconds
+
+    async def wait(self, timeout_s: float) -> bool:
+        left_s = timeout_s if self._due_s is None else max(self._due_s - time.monotonic(), 0)
+        await asyncio.sleep(min(left_s, timeout_s))
+        return left_s <= timeout_s
 
 
 class Wakeups:

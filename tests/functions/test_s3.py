@@ -25,9 +25,7 @@ BODY = b"hello, store"
 OTHER = b"HELLO, STORE"
 
 
-def presigned(
-    store: S3Store, key: str, body: bytes = BODY, kind: str = "image/jpeg"
-) -> tuple[str, dict[str, str]]:
+def presigned(store: S3Store, key: str, body: bytes = BODY, kind: str = "image/jpeg") -> tuple[str, dict[str, str]]:
     md5, sha256 = hashlib.md5(body).hexdigest(), hashlib.sha256(body).hexdigest()
     return store.presign_put(key, len(body), md5, sha256, kind)
 
@@ -75,9 +73,7 @@ async def test_every_property_of_an_upload_is_signed(store: S3Store) -> None:
         pytest.param({"content-length": str(len(BODY) + 1)}, BODY + b"x", id="longer"),
         pytest.param({"content-length": str(len(BODY) - 1)}, BODY[:-1], id="shorter"),
         pytest.param({"content-type": "text/html"}, BODY, id="another type"),
-        pytest.param(
-            {"content-md5": base64.b64encode(hashlib.md5(OTHER).digest()).decode()}, OTHER, id="other md5"
-        ),
+        pytest.param({"content-md5": base64.b64encode(hashlib.md5(OTHER).digest()).decode()}, OTHER, id="other md5"),
         pytest.param({"content-md5": None}, OTHER, id="no md5"),
         pytest.param({"content-type": None}, BODY, id="no type"),
         pytest.param({"x-amz-checksum-sha256": None}, BODY, id="no sha256"),
@@ -154,9 +150,7 @@ def test_presigning_needs_no_network_and_less_than_a_millisecond(monkeypatch: py
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("presigning opened a socket")
 
-    store = S3Store(
-        S3Config("http://127.0.0.1:9", "https://files.example.com", "fsn1", "rgrid", "id", "secret")
-    )
+    store = S3Store(S3Config("http://127.0.0.1:9", "https://files.example.com", "fsn1", "rgrid", "id", "secret"))
     presigned(store, "warm")
     monkeypatch.setattr(socket, "socket", refuse)
     fastest = []
@@ -209,9 +203,7 @@ async def test_a_silent_store_is_unavailable_after_bounded_time(
     silent_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("functions.s3.READ_S", 0.2)
-    async with S3Store(
-        S3Config(silent_endpoint, silent_endpoint, "us-east-1", "b", "some-id", "secret")
-    ) as store:
+    async with S3Store(S3Config(silent_endpoint, silent_endpoint, "us-east-1", "b", "some-id", "secret")) as store:
         with pytest.raises(Unavailable, match="does not answer"):
             await store.head("k")
 
@@ -248,9 +240,18 @@ def test_a_type_that_is_no_header_value_becomes_any_bytes(text: str) -> None:
     assert clean_media_type(text) == "application/octet-stream"
 
 
-@pytest.mark.parametrize(
-    "kind", ["text/plain; charset=utf-8", "application/x-www-form-urlencoded; charset=utf-8"]
-)
+@pytest.mark.parametrize("kind", ["text/plain; charset=utf-8", "application/x-www-form-urlencoded; charset=utf-8"])
 async def test_types_with_parameters_can_be_uploaded(store: S3Store, kind: str) -> None:
     url, headers = presigned(store, "typed", kind=kind)
     assert (await put(url, headers, BODY)).status_code == 200
+
+
+async def test_objects_are_listed_in_the_order_of_their_keys_from_behind_one(store: S3Store) -> None:
+    keys = ["1/job_a/1/art_b", "1/job_a/2/art_a", "1/uploads/art_a", "10/uploads/art_c", "2/uploads/art_d"]
+    for key in reversed(keys):
+        await store.put(key, key.encode(), "text/plain")
+    assert [each.key for each in await store.list_objects("", 100)] == keys
+    (found,) = await store.list_objects(keys[2], 1)
+    assert (found.key, found.size) == (keys[3], len(keys[3]))
+    assert abs(found.modified_at.timestamp() - time.time()) < 60
+    assert await store.list_objects(keys[-1], 10) == []

@@ -17,6 +17,7 @@ from functions.egress import EgressPolicy
 from functions.errors import RGridError
 from functions.ids import JobId, NodeId, ProjectId
 from functions.manifest import parse_manifest
+from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
 from functions.versions import Version
 from scheduler import jobs, queue
@@ -25,6 +26,8 @@ from scheduler.queue import Claimed, NewJob, VirtualClocks
 
 SIZING = Sizing(slot_memory=2 * 1024**3, max_slots=32)
 LEASE = timedelta(seconds=20)
+STORE = S3Store(S3Config("http://127.0.0.1:1", "http://127.0.0.1:1", "us-east-1", "none", "id", "secret"))
+"""For what needs none: it answers nothing."""
 LOOPBACK = EgressPolicy(allow=("127.0.0.0/8",))
 SEALING_KEY = Fernet.generate_key().decode()
 SEALER = Sealer(SEALING_KEY)
@@ -71,6 +74,7 @@ async def make_version(
     callbacks: Sequence[Mapping[str, Any]] = (),
     job: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
+    queue: Mapping[str, Any] | None = None,
     name: str = "fn",
 ) -> Version:
     spec = {"job": {"image": "busybox", **(job or {})}, "callbacks": list(callbacks)}
@@ -78,6 +82,8 @@ async def make_version(
         spec["retry"] = dict(retry)
     if params is not None:
         spec["params"] = dict(params)
+    if queue is not None:
+        spec["queue"] = dict(queue)
     document = {"apiVersion": "rgrid/v1", "kind": "Function", "metadata": {"name": name}, "spec": spec}
     manifest = parse_manifest(json.dumps(document).encode(), yaml=False, policy=LOOPBACK)
     return (await registry.apply(conn, project, manifest)).function.version

@@ -28,7 +28,13 @@ DELIVERY = {
     "id": "gen_random_uuid()", "project_id": "1", "job_id": "gen_random_uuid()", "type": "'t'", "url": "'u'",
     "endpoint": "'e'",
 }  # fmt: skip
+GATED = {
+    "stage": "'gated'", "due_at": "NULL", "gate_id": "1", "gates": "'{1}'", "head": "now()", "queued_at": "now()",
+}  # fmt: skip
+GATE = {"project_id": "1", "function_id": "gen_random_uuid()", "level": "1", "key": "''", "lim": "1"}
+SLOT = {"gate_id": "1", "job_id": "gen_random_uuid()", "attempt": "0"}
 ROWS = {
+    "gates": GATE, "slots": SLOT,
     "outcomes": OUTCOME, "leases": LEASE, "ready_jobs": READY, "waiting_jobs": WAITING, "deliveries": DELIVERY,
 }  # fmt: skip
 
@@ -54,6 +60,24 @@ ILLEGAL = [
     ("ready_jobs", {"losses": "1"}),
     ("waiting_jobs", {"attempt": "1"}),
     ("waiting_jobs", {"stage": "'blocked'"}),
+    ("waiting_jobs", {"due_at": "NULL"}),
+    ("waiting_jobs", {"head": "now()"}),
+    ("waiting_jobs", {"queued_at": "now()"}),
+    ("waiting_jobs", {"function_id": "gen_random_uuid()"}),
+    ("waiting_jobs", {"gate_id": "1", "gates": "'{1}'"}),
+    ("waiting_jobs", {"head_start": "'0'"}),
+    ("waiting_jobs", GATED | {"gates": "'{2}'"}),
+    ("waiting_jobs", GATED | {"gate_id": "NULL"}),
+    ("waiting_jobs", GATED | {"head": "NULL"}),
+    ("waiting_jobs", GATED | {"due_at": "now()"}),
+    ("waiting_jobs", GATED | {"stage": "'paused'"}),
+    ("gates", {"lim": "0"}),
+    ("gates", {"level": "4"}),
+    ("gates", {"level": "3"}),
+    ("gates", {"per": "'1 s'"}),
+    ("gates", {"level": "3", "per": "'0'"}),
+    ("gates", {"key": "'short'"}),
+    ("slots", {"attempt": "-1"}),
     ("deliveries", {"state": "'lost'"}),
     ("deliveries", {"tries": "-1"}),
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from functions.db import Pool
-from scheduler import queue
+from scheduler import head_starts, queue
 from scheduler.queue import VirtualClocks
 from tests.scheduler.factories import LEASE, make_node, make_project, make_version, new_job
 
@@ -26,6 +28,65 @@ async def test_a_newcomer_is_served_by_the_next_claim_however_long_the_others_qu
         assert newcomer in await serve()
         turns = [project for _ in range(20) for project in await serve()]
         assert turns.count(newcomer) == 20, "from then on they take turns"
+
+
+async def test_at_most_one_job_of_each_other_project_goes_before_a_newcomers_first(pool: Pool) -> None:
+    async with pool.acquire() as conn:
+        first, account = await make_project(conn)
+        others = [first, *[(await make_project(conn, pool=account))[0] for _ in range(4)]]
+        node, clocks = await make_node(conn, slots=1), VirtualClocks(0)
+        for turn, project in enumerate(others):
+            version = await make_version(conn, project)
+            await queue.enqueue(conn, [new_job(version) for _ in range(400 * (turn + 1))])
+
+        async def serve() -> int:
+            (claimed,) = await queue.claim(
+                conn, clocks, node, pools=[account], free_slots=1, node_slots=1, lease=LEASE
+            )
+            return claimed.project_id
+
+        for _ in range(33):
+            await serve()
+        newcomer, _ = await make_project(conn, pool=account)
+        await queue.enqueue(conn, [new_job(await make_version(conn, newcomer))])
+        before: list[int] = []
+        while (served := await serve()) != newcomer:
+            before.append(served)
+        assert len(before) == len(set(before)), "no project twice"
+
+
+async def test_a_head_start_overtakes_only_what_its_project_queued_since(pool: Pool) -> None:
+    async with pool.acquire() as conn:
+        project, account = await make_project(conn)
+        other, _ = await make_project(conn, pool=account)
+        ours, theirs = await make_version(conn, project), await make_version(conn, other)
+        node, clocks = await make_node(conn, slots=1), VirtualClocks(0)
+        await queue.enqueue(conn, [new_job(theirs) for _ in range(20)])
+        early = [new_job(ours) for _ in range(10)]
+        await queue.enqueue(conn, early)
+        await head_starts.mark(conn)
+        await conn.execute("UPDATE flow_marks SET at = at - interval '1 minute'")
+        late = [new_job(ours) for _ in range(10)]
+        await queue.enqueue(conn, late)
+        ahead, far_ahead, behind = (
+            new_job(ours, head_start=timedelta(seconds=30)),
+            new_job(ours, head_start=timedelta(hours=1)),
+            new_job(ours, head_start=timedelta(0)),
+        )
+        for job in (ahead, far_ahead, behind):
+            await queue.enqueue(conn, [job])
+        served = []
+        for _ in range(43):
+            (claimed,) = await queue.claim(
+                conn, clocks, node, pools=[account], free_slots=1, node_slots=1, lease=LEASE
+            )
+            served.append(claimed.job_id)
+        in_order = [job for job in served if job in {each.id for each in (*early, *late, ahead, far_ahead, behind)}]
+        assert in_order.index(far_ahead.id) <= 1
+        assert 10 <= in_order.index(ahead.id) <= 12
+        assert in_order[-1] == behind.id
+        await head_starts.mark(conn)
+        assert await conn.fetchval("SELECT count(*) FROM flow_marks") <= 2, "what is served needs no mark"
 
 
 async def test_who_comes_back_after_a_pause_has_no_credit_from_it(pool: Pool) -> None:

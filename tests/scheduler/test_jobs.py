@@ -14,13 +14,16 @@ from functions.db import Connection, Pool
 from functions.egress import EgressPolicy
 from functions.errors import Conflict, Invalid, LeaseLost, NotFound
 from functions.ids import ArtifactId, JobId, encode
-from scheduler import jobs, queue
+from scheduler import jobs, queue, redrive
 from scheduler.inputs import check_inputs
 from scheduler.jobs import Report
 from scheduler.queue import Claimed
 from scheduler.reaper import Sight, reap_once
+from scheduler.redrive import Redriving
 from tests.scheduler.factories import (
+    LOOPBACK,
     SIZING,
+    STORE,
     World,
     claim_one,
     expire,
@@ -174,13 +177,13 @@ async def test_retrying_a_finished_job_makes_a_new_one_of_the_same_version(world
     async with world.pool.acquire() as conn:
         claimed = await leased(conn, world, params={"a": 1}, callback_url="https://a.example/")
         with pytest.raises(Conflict, match="not finished"):
-            await jobs.retry(conn, world.project, claimed.job_id, SIZING)
+            await redrive.retry(conn, world.project, claimed.job_id, Redriving(world.pool, STORE, SIZING, LOOPBACK))
         await finish(conn, world, claimed, "succeeded")
-        new = await jobs.retry(conn, world.project, claimed.job_id, SIZING)
+        new = await redrive.retry(conn, world.project, claimed.job_id, Redriving(world.pool, STORE, SIZING, LOOPBACK))
         assert (json.loads(new.params), new.version_id) == ({"a": 1}, world.version.id)
         assert (new.retried_from, new.callback_url) == (claimed.job_id, "https://a.example/")
         with pytest.raises(NotFound):
-            await jobs.retry(conn, (await make_project(conn))[0], claimed.job_id, SIZING)
+            await redrive.retry(conn, (await make_project(conn))[0], claimed.job_id, Redriving(world.pool, STORE, SIZING, LOOPBACK))
 
 
 PARAMS = {"type": "object", "properties": {"video": {"type": "string"}, "name": {"type": "string"}}}

@@ -14,14 +14,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from functions import registry
 from functions.db import Pool
 from functions.errors import Conflict, Invalid, LeaseLost
 from functions.ids import JobId
+from functions.versions import Version
 from gateway.database import open_pool
-from scheduler import jobs, queue
+from scheduler import gates, jobs, pauses, queue, redrive
+from scheduler.gates import GateId
 from scheduler.jobs import Report, Submitted
+from scheduler.overdue import end_overdue
 from scheduler.reaper import Sight, reap_once
-from tests.scheduler.factories import LEASE, SIZING, World, claim, make_world, new_job
+from scheduler.redrive import Redriving
+from tests.scheduler.factories import LEASE, LOOPBACK, SIZING, STORE, World, claim, make_version, make_world, new_job
 
 T = TypeVar("T")
 MAX_LOSSES = 5
@@ -51,7 +56,38 @@ SELECT 'an outcome was told ' || count(d.id) || ' times' FROM outcomes LEFT JOIN
 UNION ALL
 SELECT 'something was told that is not the outcome' FROM deliveries d LEFT JOIN outcomes ON outcomes.job_id = d.job_id
  WHERE d.project_id = $1 AND d.type IS DISTINCT FROM 'job.' || outcomes.status
+UNION ALL
+SELECT 'a limit of ' || lim || ' has ' || count(*) || ' taken' FROM slots JOIN gates ON gates.id = gate_id
+ WHERE gates.project_id = $1 GROUP BY gates.id, lim HAVING count(*) > lim
+UNION ALL
+SELECT 'a place is held for nobody' FROM slots JOIN gates ON gates.id = gate_id
+ WHERE gates.project_id = $1 AND until IS NULL
+   AND NOT EXISTS (SELECT 1 FROM ready_jobs r WHERE r.job_id = slots.job_id AND r.attempt = slots.attempt)
+   AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.job_id = slots.job_id AND l.attempt - 1 = slots.attempt)
+   AND NOT EXISTS (SELECT 1 FROM waiting_jobs w WHERE w.job_id = slots.job_id AND w.attempt = slots.attempt
+                      AND array_position(w.gates, w.gate_id) > array_position(w.gates, slots.gate_id))
+UNION ALL
+SELECT 'a job has passed a gate without a place' FROM (
+    SELECT job_id, gates, attempt FROM ready_jobs WHERE project_id = $1
+    UNION ALL SELECT job_id, gates, attempt - 1 FROM leases WHERE project_id = $1) j CROSS JOIN unnest(j.gates) g (id)
+  JOIN gates ON gates.id = g.id AND gates.per IS NULL
+ WHERE NOT EXISTS (SELECT 1 FROM slots s WHERE s.gate_id = g.id AND s.job_id = j.job_id AND s.attempt = j.attempt)
+UNION ALL
+SELECT 'a start is not counted from its time' FROM leases l CROSS JOIN unnest(l.gates) g (id)
+  JOIN gates ON gates.id = g.id AND gates.per IS NOT NULL
+  JOIN slots s ON s.gate_id = g.id AND s.job_id = l.job_id AND s.attempt = l.attempt - 1
+ WHERE l.project_id = $1 AND s.until IS NULL
+UNION ALL
+SELECT 'a paused function has claimable jobs' FROM ready_jobs JOIN jobs ON jobs.id = ready_jobs.job_id
+  JOIN functions ON functions.id = jobs.function_id AND functions.paused_at IS NOT NULL
+ WHERE ready_jobs.project_id = $1
 """
+LIMITS = {
+    "ttl": "1h",
+    "priority": "10s",
+    "concurrency": {"limit": 3, "perKey": 2, "key": "{{ params.customer }}"},
+    "rate": {"limit": 4, "per": "1h"},
+}
 
 
 class Machine(RuleBasedStateMachine):
@@ -64,6 +100,9 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         callbacks = [{"url": "http://127.0.0.1:1/"}]
         self.world: World = self.run(make_world(self.pool, retry={"attempts": 3}, callbacks=callbacks))
+        self.limited: Version = self.do(
+            make_version, self.world.project, retry={"attempts": 3}, callbacks=callbacks, queue=LIMITS, name="limited"
+        )
         self.jobs: list[JobId] = []
         self.keys: dict[str, JobId] = {}
         self.numbers = count()
@@ -102,6 +141,49 @@ class Machine(RuleBasedStateMachine):
         self.jobs.append(answer.job_id)
         if name is not None:
             self.keys[name] = answer.job_id
+
+    @rule(customer=st.sampled_from(["a", "b"]), delay=st.booleans(), more=st.booleans(), advance=st.booleans())
+    def submit_limited(self, customer: str, delay: bool, more: bool, advance: bool) -> None:
+        """Without ``advance`` its process has died after the commit."""
+        new = new_job(
+            self.limited,
+            params={"customer": customer},
+            delay=timedelta(minutes=1) if delay else None,
+            cancel_after=timedelta(hours=2) if more else None,
+        )
+        reached: set[GateId] = set()
+        (answer,) = self.do(jobs.submit, [new], reached)
+        self.jobs.append(answer.job_id)
+        if advance:
+            self.do(gates.advance, reached)
+
+    @rule()
+    def heal(self) -> None:
+        self.do(pauses.heal, limit=100, reached=set())
+        self.do(gates.advance_all)
+
+    @rule()
+    def free_starts(self) -> None:
+        self.sql("UPDATE slots SET until = now() WHERE until IS NOT NULL")
+        self.do(gates.advance, self.do(gates.free_starts, limit=100))
+
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        function = self.do(registry.set_paused, self.world.project, "limited", paused=paused).id
+        if paused:
+            self.do(pauses.pause, self.world.project, function, limit=100)
+        else:
+            self.do(pauses.resume, function, limit=100)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), expires=st.booleans())
+    def time_passes(self, data: st.DataObject, expires: bool) -> None:
+        """A job's ttl or its Cancel-After is over."""
+        job = data.draw(st.sampled_from(self.jobs))
+        column = "ttl_at" if expires else "cancel_at"
+        for table in ("ready_jobs", "waiting_jobs", *([] if expires else ["leases"])):
+            self.sql(f"UPDATE {table} SET {column} = now() WHERE job_id = $1 AND {column} IS NOT NULL", job)
+        self.run(end_overdue(self.pool, limit=100))
 
     @precondition(lambda self: self.keys)
     @rule(data=st.data(), same=st.booleans())
@@ -183,7 +265,7 @@ class Machine(RuleBasedStateMachine):
     def retry(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(self.jobs))
         try:
-            new = self.do(jobs.retry, self.world.project, job, SIZING)
+            new = self.do(redrive.retry, self.world.project, job, Redriving(self.pool, STORE, SIZING, LOOPBACK))
         except Conflict:
             assert job not in self.outcomes
             return
@@ -193,7 +275,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def promote(self) -> None:
-        self.sql("UPDATE waiting_jobs SET due_at = now() WHERE project_id = $1", self.world.project)
+        self.sql("UPDATE waiting_jobs SET due_at = now() WHERE project_id = $1 AND due_at IS NOT NULL", self.world.project)
         self.do(queue.promote, limit=100)
 
     @invariant()

@@ -15,13 +15,13 @@ import pytest
 
 from functions.db import Connection
 from gateway.database import open_pool
-from scheduler import deliveries, queue, views
+from scheduler import deliveries, gates, limits, overdue, pauses, queue, views
 from tests.scheduler.factories import make_node, make_project, make_version
 
 MANY = 8_000
 TABLES = (
     "jobs", "ready_jobs", "waiting_jobs", "leases", "outcomes", "job_attempts", "idempotency_keys", "deliveries",
-    "delivery_attempts", "artifacts",
+    "delivery_attempts", "artifacts", "gates", "slots", "flow_marks",
 )  # fmt: skip
 
 FILL = """
@@ -51,6 +51,27 @@ INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, due_at)
 INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, due_at)
     SELECT id, {project}, id, 't', 'https://well.example', 'https://well.example:443', now()
       FROM ids WHERE n <= 5;
+INSERT INTO gates (id, project_id, function_id, level, key, lim, per) OVERRIDING SYSTEM VALUE
+    SELECT n, {project}, '{function}', CASE WHEN n % 2 = 1 THEN 1 ELSE 3 END, sha256(n::text::bytea), 5,
+           CASE WHEN n % 2 = 0 THEN interval '1 minute' END FROM ids WHERE n <= {many};
+INSERT INTO slots (gate_id, job_id, attempt, until)
+    SELECT n, id, 0, CASE WHEN n % 2 = 0 THEN now() + (n - 100) * interval '1 second' END FROM ids WHERE n <= {many};
+INSERT INTO flow_marks (project_id, at, f) SELECT {project}, now() - n * interval '1 second', n FROM ids WHERE n <= {many};
+CREATE TEMP TABLE held ON COMMIT DROP AS
+    SELECT n, ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid AS id
+      FROM generate_series(1, {many} * 3) n;
+INSERT INTO jobs (id, project_id, function_id, version_id, trigger, params)
+    SELECT id, {project}, '{function}', '{version}', '{{}}', '{{}}' FROM held;
+INSERT INTO waiting_jobs (job_id, pool, project_id, cls, attempt, losses, stage, gates, gate_id, head, queued_at, ttl_at,
+                          head_start)
+    SELECT id, {pool}, {project}, 1, 0, 0, 'gated', ARRAY[g, g + 1], g, now() - n * interval '1 second', now(),
+           now() + n * interval '1 hour', interval '1 minute'
+      FROM held CROSS JOIN LATERAL (SELECT CASE WHEN n <= {many} THEN 7 ELSE n - {many} END AS g) gate
+     WHERE n <= 2 * {many};
+INSERT INTO waiting_jobs (job_id, pool, project_id, cls, attempt, losses, stage, function_id, head, queued_at, cancel_at)
+    SELECT id, {pool}, {project}, 1, 0, 0, 'paused', '{function}', now() - n * interval '1 second', now(),
+           now() + (n - 2 * {many} - 5) * interval '1 second'
+      FROM held WHERE n > 2 * {many};
 INSERT INTO delivery_attempts (delivery_id, attempt, duration_ms)
     SELECT id, 1, 0 FROM ids WHERE n > 3 * {many};
 """
@@ -114,7 +135,7 @@ HOT = {
     "retry": (
         queue.RETRY_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY[1], ARRAY['{{}}'], ARRAY['{{}}'],"
-        " ARRAY['5s']::interval[]",
+        " ARRAY['5s']::interval[], ARRAY[NULL]::int[]",
         150,
     ),
     "requeue": (
@@ -124,14 +145,28 @@ HOT = {
     ),
     "promote": (queue.PROMOTE_JOBS, "10", 200),
     "cancel": (queue.CANCEL_JOBS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}']::uuid[]", 150),
+    "find_gates": (
+        gates.FIND_GATES,
+        "ARRAY['{function}']::uuid[], ARRAY[1]::smallint[], ARRAY[sha256('7')]",
+        30,
+    ),
+    "waited_for": (gates.WAITED_FOR, "ARRAY[1, 7, 77]::bigint[]", 40),
+    "lock_gates": (gates.LOCK_GATES, "ARRAY[1, 7]::bigint[]", 40),
+    "admit": (gates.ADMIT_JOBS, "ARRAY[7, 8]::bigint[], 500", 250),
+    "take_overdue": (overdue.TAKE_OVERDUE, "5", 250),
+    "free_starts": (gates.FREE_STARTS, "5", 60),
+    "full_gates": (limits.FULL_GATES, "ARRAY[7, 8]::bigint[]", 40),
+    "replaceable": (limits.REPLACEABLE, "8", 40),
+    "resume": (pauses.RESUME_JOBS, "'{function}', 5", 250),
     "find_idempotent": (queue.FIND_IDEMPOTENT, "{project}, '{function}', 'k7'", 30),
     "enqueue": (
         queue.ENQUEUE_JOBS,
         "ARRAY['{fresh}']::uuid[], ARRAY[{project}]::bigint[], ARRAY['{function}']::uuid[],"
         " ARRAY['{version}']::uuid[], ARRAY['{{}}'], ARRAY['{{}}'], ARRAY[NULL]::text[], ARRAY[NULL]::text[],"
         " ARRAY[NULL]::uuid[], ARRAY[NULL]::text[], ARRAY[1], ARRAY[NULL]::interval[], ARRAY['new'],"
-        " ARRAY['']::bytea[], ARRAY[NULL]::text[]",
-        150,
+        " ARRAY['']::bytea[], ARRAY[NULL]::text[], ARRAY[NULL]::uuid[], ARRAY[0]::smallint[],"
+        " ARRAY['1m']::interval[], ARRAY['1h']::interval[], ARRAY['1h']::interval[], ARRAY[NULL]::text[]",
+        160,
     ),
 }
 """Name → statement, arguments, and blocks that it may touch."""
@@ -146,6 +181,7 @@ ORDINARY = {
     "record": (deliveries.RECORD_ATTEMPT, "'{dead}', now(), 'pending', '5s', NULL, NULL, 1, NULL, NULL", 60),
     "attempts_of": (deliveries.ATTEMPTS_OF, "ARRAY['{dead}']::uuid[]", 30),
     "job_rows": (views.JOB_ROWS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}', '{dead}']::uuid[]", 150),
+    "gap": (views.LARGEST_GAP, "{project}", 250),
     "forget_keys": (queue.FORGET_KEYS, "500", 60),
 }
 

@@ -160,6 +160,7 @@ async def test_a_claim_moves_the_clock_and_not_more_often_than_it_should(conn: C
     for _ in range(3):
         await make_job(conn, version)
     node, clocks = await make_node(conn), VirtualClocks(interval_s=3600)
+    await claim_one(conn, node, pool)  # the first one starts at 0
 
     async def v() -> float:
         await queue.claim(conn, clocks, node, pools=[pool], free_slots=1, node_slots=1, lease=LEASE)
