@@ -28,6 +28,9 @@ LOG_CAP_BYTES = 10 * 1024 * 1024
 """An attempt's log ends here with a marker (issue: noisy jobs must not fill the database)."""
 LOG_CHUNK_BYTES = 256 * 1024
 RESULT_CAP_BYTES = 256 * 1024
+RESULT_OUTPUT, RESULT_PATH = "result", "/out/result.json"
+"""What a larger result comes back as: an output that every function has."""
+RETRY_AFTER_CAP_S = 24 * 3600
 OUTPUT_FILES_CAP = 1000
 OUTPUT_FILE_CAP_BYTES = 5 * 1024**3
 """The largest object of one S3 PUT (AWS documentation, "Uploading objects")."""
@@ -103,14 +106,26 @@ class ClaimRequest(Wire):
     wait_s: Annotated[float, Field(ge=0, le=60)] = 0
 
 
-class Image(Wire):
-    """``reference`` is what the manifest says (``alpine:3``, ``name@sha256:…``, an image id ``sha256:…``).
+class Archive(Wire):
+    """A saved image in our own store: ``docker save``, compressed with zstd. ``url`` is presigned."""
 
-    ``pinned`` is the digest or id that the first pull found; when given it is what must run.
+    url: str
+    size: Annotated[int, Field(gt=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Image(Wire):
+    """``reference`` is what the manifest says (``alpine:3``, ``name@sha256:…``, an image id ``sha256:…``,
+    ``artifact:art_…``).
+
+    ``pinned`` is the digest or id that the first pull found; when given it is what must run. ``archive`` is where a
+    node gets a saved image that it does not have. ``login`` is ``user:token`` for the image's registry.
     """
 
     reference: str
     pinned: str | None = None
+    archive: Archive | None = None
+    login: Annotated[str | None, Field(repr=False)] = None
 
 
 class Input(Wire):
@@ -152,6 +167,8 @@ class JobLease(Wire):
     image: Image
     command: list[str] | None = None
     env: dict[str, str] = {}
+    secrets: Annotated[dict[str, str], Field(repr=False)] = {}
+    """Further variables, whose values nobody may see but the job."""
     resources: Resources
     inputs: list[Input] = []
     outputs: list[Output] = []
@@ -257,6 +274,8 @@ class AttemptReport(Wire):
     timeline: Timeline = {}
     image_digest: Annotated[str, Field(max_length=512)] | None = None
     """What ran: ``repo@sha256:…`` or the image id ``sha256:…``."""
+    retry_after_s: Annotated[float, Field(ge=0, le=RETRY_AFTER_CAP_S)] | None = None
+    """How long the job itself asks to wait before the next attempt; goes with ``failed``."""
 
 
 class FinishAnswer(Wire):

@@ -35,6 +35,7 @@ missing_packages() {  # one a line
         command -v gcc >/dev/null || echo gcc
         [ -e /usr/include/stdio.h ] || echo libc6-dev
         compgen -G '/usr/lib/postgresql/1[4-7]/bin/initdb' >/dev/null || echo postgresql
+        command -v docker-registry >/dev/null || echo docker-registry
     fi
 }
 

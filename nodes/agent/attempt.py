@@ -26,11 +26,13 @@ from nodes.agent.gateway_client import CredentialRevoked, GatewayClient, LeaseLo
 from nodes.agent.holds import Hold, Holds, Interrupt
 from nodes.agent.inputs import fetch_inputs
 from nodes.agent.logs import LogShipper
+from nodes.agent.masking import Mask
 from nodes.agent.outputs import Collection, collect
 from nodes.agent.reports import deliver, hand_back
 from nodes.agent.state import Ended, Record, Records, boot_id, without_secrets
 from nodes.agent.tasks import cancel_all
 from nodes.agent.uploads import upload_all
+from nodes.agent.wishes import read_wish
 from nodes.agent.workspace import Workspace
 from nodes.protocol import AttemptError, AttemptReport, ErrorCode, JobLease, Stage
 
@@ -151,7 +153,13 @@ class Attempt:
         error = error_of(ended, self._lease)
         if error is not None:
             # The log is shipped in any case; what a failed attempt has written to /out is nobody's result.
-            return self._report("timed_out" if ended.timed_out else "failed", error, exit_code=ended.code)
+            error, retry_after_s = await self._wish(error)
+            return self._report(
+                "timed_out" if ended.timed_out else "failed",
+                error,
+                exit_code=ended.code,
+                retry_after_s=retry_after_s,
+            )
         return await self._collect()
 
     async def _start(self) -> None:
@@ -206,11 +214,25 @@ class Attempt:
         self._logs = LogShipper(
             await self._tools.engine.attach(self._container),
             send,
+            mask=Mask((await self._secrets()).values()),
             on_progress=self._hold.set_progress,
             on_lost=lambda: self._hold.interrupt_with(Interrupt.LOST),
             resume=resume,
         )
         self._logs.start()
+
+    async def _secrets(self) -> dict[str, str]:
+        """What must not stand in the log. An agent that was started since asks the container for it."""
+        secrets = self._lease.secrets
+        if not secrets or any(secrets.values()):
+            return secrets
+        assert self._container is not None
+        try:
+            variables = await self._tools.engine.variables(self._container)
+        except AttemptFailed as failure:
+            self._log.warning("secrets not masked in the log", error=failure.message)
+            return {}
+        return {name: variables.get(name, "") for name in secrets}
 
     async def _watch(self) -> Ended:
         """Wait for the container's end, or bring it about when the time is up."""
@@ -232,6 +254,15 @@ class Attempt:
         if self._logs is not None:
             await self._unless_interrupted(self._logs.read_to_end(LOG_END_S))
         return ended
+
+    async def _wish(self, error: AttemptError) -> tuple[AttemptError, float | None]:
+        """What a job that ended itself says about its next attempt, in seconds; its reason goes with the error."""
+        assert self._workspace is not None
+        if error.code is not ErrorCode.EXIT_NONZERO:
+            return error, None
+        wish = await self._unless_interrupted(read_wish(self._workspace))
+        message = f"{error.message}{wish.remark}"[:4096]
+        return error.model_copy(update={"message": message}), wish.after_s
 
     async def _collect(self) -> AttemptReport:
         assert self._workspace is not None

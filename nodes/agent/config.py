@@ -42,6 +42,8 @@ class AgentConfig:
     ones."""
     job_deny: tuple[str, ...] = ()
     """Public CIDRs that jobs with a network must not reach, such as the operator's own machines."""
+    job_allow: tuple[str, ...] = ()
+    """Private CIDRs that they may reach all the same. Development only."""
     docker_host: str = DOCKER_HOST
     enforce_floors: bool = False
     """Refuse to start on a machine below the version floors (SECURITY §1.6) instead of warning."""
@@ -57,6 +59,7 @@ class AgentConfig:
             ("RGRID_INPUT_ALLOW", lambda: EgressPolicy(allow=self.input_allow)),
             ("RGRID_JOB_DNS", lambda: [ipaddress.IPv4Address(each) for each in self.job_dns]),
             ("RGRID_JOB_DENY", lambda: [ipaddress.IPv4Network(each) for each in self.job_deny]),
+            ("RGRID_JOB_ALLOW", lambda: [ipaddress.IPv4Network(each) for each in self.job_allow]),
         ):
             try:
                 check()
@@ -86,6 +89,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> AgentConfi
         leave_on_exit=_flag(env, "RGRID_LEAVE_ON_EXIT"),
         job_dns=_list(env.get("RGRID_JOB_DNS", "")),
         job_deny=_list(env.get("RGRID_JOB_DENY", "")),
+        job_allow=_list(env.get("RGRID_JOB_ALLOW", "")),
         docker_host=env.get("DOCKER_HOST", "").strip() or DOCKER_HOST,
         enforce_floors=_flag(env, "RGRID_ENFORCE_FLOORS"),
     )

@@ -110,11 +110,13 @@ class Engine:
         host: str = DOCKER_HOST,
         dns: Sequence[str] = (),
         deny: Sequence[IPv4Network] = (),
+        allow: Sequence[IPv4Network] = (),
         limits: PullLimits | None = None,
+        spool: Path | None = None,
     ) -> Engine:
         """``node`` marks this node's containers and must be the same after a restart. ``dns``: name servers
-        for jobs with a network; ``deny``: further addresses that they must not reach. Raises
-        ``EngineUnavailable``."""
+        for jobs with a network; ``deny``: further addresses that they must not reach; ``allow``: private ones that
+        they may, for development; ``spool``: a folder of its own for saved images. Raises ``EngineUnavailable``."""
         if not host.startswith("unix://"):
             # Jobs get directories of this machine mounted: the engine has to be on it.
             raise EngineUnavailable(f"DOCKER_HOST must name a socket of this machine (unix://…), not {host}")
@@ -130,8 +132,8 @@ class Engine:
             if isinstance(error, DockerError):
                 raise EngineUnavailable(f"Docker at {api.socket} refuses: {error}") from error
             raise
-        images = Images(api, str(info.get("DockerRootDir", "/var/lib/docker")), limits)
-        networks = JobNetworks(api, node, dns=dns, deny=deny)
+        images = Images(api, str(info.get("DockerRootDir", "/var/lib/docker")), limits, spool)
+        networks = JobNetworks(api, node, dns=dns, deny=deny, allow=allow)
         return cls(api, node, about=about, info=info, images=images, networks=networks)
 
     async def aclose(self) -> None:
@@ -207,6 +209,12 @@ class Engine:
             answer = await self._api.open("POST", f"/containers/{container_id}/attach", query=query)
         attached = self._attached[container_id] = Attached(answer)
         return attached
+
+    async def variables(self, container_id: str) -> dict[str, str]:
+        """The environment that the container was made with."""
+        with _engine_trouble("look at the container"):
+            answer = await self._api.call("GET", f"/containers/{container_id}/json")
+        return dict(pair.partition("=")[::2] for pair in answer["Config"]["Env"] or ())
 
     async def start(self, container_id: str) -> None:
         with _engine_trouble("start the container"):

@@ -70,12 +70,13 @@ class DockerApi:
         query: Mapping[str, Any] | None = None,
         body: Any = None,
         timeout_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         """The answer's JSON, None if it is empty."""
         timeout_s = CALL_S if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self._client.send(self._request(method, path, query, body))
+                answer = await self._client.send(self._request(method, path, query, body, headers=headers))
         except TimeoutError:
             raise DockerSlow(f"no answer within {timeout_s:g} s") from None
         except httpx.HTTPError as error:
@@ -83,15 +84,26 @@ class DockerApi:
         _refused(answer.status_code, answer.content)
         return json.loads(answer.content) if answer.content else None
 
-    async def open(self, method: str, path: str, *, query: Mapping[str, Any] | None = None) -> httpx.Response:
-        """An answer whose body is still to come; close it."""
+    async def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        content: AsyncIterator[bytes] | None = None,
+        headers_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """An answer whose body is still to come; close it. ``content``: a tar to send."""
+        headers_s = HEADERS_S if headers_s is None else headers_s
         try:
-            async with asyncio.timeout(HEADERS_S):
-                answer = await self._client.send(self._request(method, path, query, None), stream=True)
+            async with asyncio.timeout(headers_s):
+                request = self._request(method, path, query, None, content=content, headers=headers)
+                answer = await self._client.send(request, stream=True)
                 if answer.status_code >= 400:
                     await answer.aread()
         except TimeoutError:
-            raise DockerSlow(f"no answer within {HEADERS_S:g} s") from None
+            raise DockerSlow(f"no answer within {headers_s:g} s") from None
         except httpx.HTTPError as error:
             raise DockerSilent(_words(error)) from error
         if answer.status_code >= 400:
@@ -100,22 +112,39 @@ class DockerApi:
 
     @asynccontextmanager
     async def messages(
-        self, method: str, path: str, *, query: Mapping[str, Any]
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any],
+        content: AsyncIterator[bytes] | None = None,
+        headers_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """The JSON lines of a long answer; leaving early makes the engine stop what it does."""
-        answer = await self.open(method, path, query=query)
+        answer = await self.open(method, path, query=query, content=content, headers_s=headers_s, headers=headers)
         try:
             yield _json_lines(answer)
         finally:
             await answer.aclose()
 
     def _request(
-        self, method: str, path: str, query: Mapping[str, Any] | None, body: Any
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: Any,
+        *,
+        content: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Request:
         values = {
             key: json.dumps(value) if isinstance(value, dict) else value for key, value in (query or {}).items()
         }
-        return self._client.build_request(method, self._version + path, params=values, json=body)
+        sent = dict(headers or {}) if content is None else {"Content-Type": "application/x-tar", **(headers or {})}
+        return self._client.build_request(
+            method, self._version + path, params=values, json=body, content=content, headers=sent
+        )
 
 
 async def _json_lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -46,18 +46,26 @@ class FirewallUnusable(Exception):
 class Firewall:
     """The rules of one node, told apart from those of others on this machine by the node's name."""
 
-    def __init__(self, node: str, *, dns: Sequence[str], deny: Sequence[IPv4Network] = ()) -> None:
+    def __init__(
+        self,
+        node: str,
+        *,
+        dns: Sequence[str],
+        deny: Sequence[IPv4Network] = (),
+        allow: Sequence[IPv4Network] = (),
+    ) -> None:
         tag = hashlib.sha256(node.encode()).hexdigest()[:6]
         self.prefix = f"rg{tag}"
         """Of its bridges' names; 7 more characters fit."""
         self._chain = f"{_CHAINS}{tag}"
         self._dns = dns
         self._deny = deny
+        self._allow = allow
 
     async def install(self) -> None:
         """May be repeated. Raises ``FirewallUnusable``."""
         limits = limiting_rules(self.prefix)
-        drops = dropping_rules(dns=self._dns, deny=self._deny)
+        drops = dropping_rules(dns=self._dns, deny=self._deny, allow=self._allow)
         try:
             await self._restore("iptables", self._table(limits, drops))
         except FirewallUnusable as error:
@@ -136,11 +144,14 @@ class Firewall:
             raise FirewallUnusable(words)
 
 
-def dropping_rules(*, dns: Iterable[str], deny: Iterable[IPv4Network]) -> list[str]:
+def dropping_rules(
+    *, dns: Iterable[str], deny: Iterable[IPv4Network], allow: Iterable[IPv4Network] = ()
+) -> list[str]:
     """What never leaves a job's bridge. ``dns``: name servers inside these ranges that the operator has named
-    get through on their port, and nothing else of theirs."""
+    get through on their port, and nothing else of theirs; to ``allow`` everything does."""
     holes = [server for server in dns if not is_public(IPv4Address(server))]
     return [
+        *(f"-d {network} -j RETURN" for network in allow),
         *(f"-d {server}/32 -p {kind} --dport 53 -j RETURN" for server in holes for kind in ("udp", "tcp")),
         "-m addrtype --dst-type LOCAL -j DROP",
         "-m addrtype --dst-type BROADCAST -j DROP",

@@ -7,11 +7,14 @@ means that image; and a tag that moves in its registry cannot leave an old image
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,13 +24,15 @@ from nodes.agent.docker_api import DockerApi, DockerError, DockerSilent
 from nodes.agent.endings import size
 from nodes.agent.failures import AttemptFailed
 from nodes.agent.sandbox import LocalImage
-from nodes.protocol import ErrorCode, Image
+from nodes.agent.saved_images import Loaded, SavedImages
+from nodes.protocol import Archive, ErrorCode, Image
 
 log = structlog.get_logger()
 
 RESOLVE_S = 60.0
 REMEMBERED = 256
 REFERENCE_MOST = 512
+SAVED = "artifact:"
 
 _ID = re.compile(r"sha256:[0-9a-f]{64}")
 _LABEL = r"[a-zA-Z0-9]+(?:-+[a-zA-Z0-9]+)*"
@@ -74,17 +79,29 @@ class Reference:
 
 
 class Images:
-    """``docker_root`` is where the engine keeps its layers."""
+    """``docker_root`` is where the engine keeps its layers, ``spool`` a folder for saved images on their way."""
 
-    def __init__(self, api: DockerApi, docker_root: str, limits: PullLimits | None = None) -> None:
+    def __init__(
+        self, api: DockerApi, docker_root: str, limits: PullLimits | None = None, spool: Path | None = None
+    ) -> None:
         self._api = api
         self._docker_root = docker_root
         self._limits = limits or PullLimits()
+        self._saved = SavedImages(
+            api,
+            spool,
+            docker_root,
+            most_bytes=self._limits.size_bytes,
+            free_bytes=self._limits.free_bytes,
+            time_s=self._limits.time_s,
+        )
         self._known: dict[str, LocalImage] = {}
-        self._pulls: dict[str, _Pull] = {}
+        self._pulls: dict[tuple[str, str | None], _Pull] = {}
 
     async def ensure(self, image: Image) -> LocalImage:
         """The image that must run, on this engine. Raises ``AttemptFailed``."""
+        if image.reference.startswith(SAVED):
+            return await self._ensure_saved(image)
         wanted = image.pinned or image.reference
         is_id = _ID.fullmatch(wanted) is not None
         reference = None if is_id else Reference.parse(wanted)
@@ -98,9 +115,39 @@ class Images:
                     "or push it to a registry",
                     retryable=False,
                 )
-            return await self._pull_once(wanted, reference)
+            login = _login_header(wanted, image.login)
+            # Who cannot log in must not get what another's login brings.
+            return await self._once((wanted, image.login), lambda: self._pull(wanted, reference, login))
         except (DockerError, DockerSilent) as error:
             raise AttemptFailed(ErrorCode.INTERNAL, f"the node's Docker failed: {error}") from error
+
+    async def _ensure_saved(self, image: Image) -> LocalImage:
+        """By its id if the engine has it, else loaded."""
+        archive = image.archive
+        try:
+            if (known := self._saved.known(image)) is not None and (found := await self._loaded(known)) is not None:
+                return found
+            if archive is None:
+                raise AttemptFailed(
+                    ErrorCode.IMAGE_PULL_FAILED,
+                    f"the image {image.reference} is not in the store any more, nor on this node: deploy it again",
+                    retryable=False,
+                )
+            return await self._once((archive.sha256, image.pinned), lambda: self._load(image, archive))
+        except DockerError as error:
+            raise _failed(image.reference, "the node's Docker refused to load it", True, error.message) from error
+        except DockerSilent as error:
+            raise AttemptFailed(ErrorCode.INTERNAL, f"the node's Docker failed: {error}") from error
+
+    async def _load(self, image: Image, archive: Archive) -> LocalImage:
+        found = await self._loaded(await self._saved.load(image, archive))
+        if found is None:
+            raise _failed(image.reference, "the node's Docker lost it after loading it", True)
+        return found
+
+    async def _loaded(self, loaded: Loaded) -> LocalImage | None:
+        found = await self._inspect(loaded.engine_id, None)
+        return None if found is None else replace(found, digest=loaded.image_id)
 
     async def by_id(self, image_id: str) -> LocalImage:
         """An image that ``ensure`` has found before."""
@@ -129,11 +176,13 @@ class Images:
             del self._known[next(iter(self._known))]
         return image
 
-    async def _pull_once(self, wanted: str, reference: Reference) -> LocalImage:
+    async def _once(
+        self, wanted: tuple[str, str | None], pull_it: Callable[[], Coroutine[Any, Any, LocalImage]]
+    ) -> LocalImage:
         """Join the pull of this image that is under way, or begin one; it stops when nobody waits any more."""
         pull = self._pulls.get(wanted)
         if pull is None:
-            pull = self._pulls[wanted] = _Pull(asyncio.create_task(self._pull(wanted, reference)))
+            pull = self._pulls[wanted] = _Pull(asyncio.create_task(pull_it()))
         pull.waiting += 1
         try:
             return await asyncio.shield(pull.task)
@@ -144,16 +193,16 @@ class Images:
                 if self._pulls.get(wanted) is pull:
                     del self._pulls[wanted]
 
-    async def _pull(self, wanted: str, reference: Reference) -> LocalImage:
+    async def _pull(self, wanted: str, reference: Reference, login: Mapping[str, str]) -> LocalImage:
         started_s = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.time_s):
-                digest = reference.digest or await self._resolve(reference)
-                await self._download(reference.name, digest, wanted)
+                digest = reference.digest or await self._resolve(reference, login)
+                await self._download(reference.name, digest, wanted, login)
         except TimeoutError:
             raise _failed(wanted, f"the pull took longer than {self._limits.time_s:g} s", True) from None
         except DockerError as error:
-            raise pull_failure(wanted, error.message) from error
+            raise pull_failure(wanted, error.message, login=bool(login)) from error
         except DockerSilent as error:
             raise _failed(wanted, f"the node's Docker broke off: {error}", True) from error
         pinned = Reference(reference.name, "", digest)
@@ -163,20 +212,20 @@ class Images:
         log.info("image pulled", image=wanted, digest=digest, ms=round((time.monotonic() - started_s) * 1000))
         return found
 
-    async def _resolve(self, reference: Reference) -> str:
+    async def _resolve(self, reference: Reference, login: Mapping[str, str]) -> str:
         """The digest that the tag stands for now, as the registry says."""
         name = quote(f"{reference.name}:{reference.tag}", safe="/:")
-        answer = await self._api.call("GET", f"/distribution/{name}/json", timeout_s=RESOLVE_S)
+        answer = await self._api.call("GET", f"/distribution/{name}/json", timeout_s=RESOLVE_S, headers=login)
         return str(answer["Descriptor"]["digest"])
 
-    async def _download(self, name: str, digest: str, wanted: str) -> None:
+    async def _download(self, name: str, digest: str, wanted: str, login: Mapping[str, str]) -> None:
         query = {"fromImage": name, "tag": digest}
-        async with self._api.messages("POST", "/images/create", query=query) as messages:
+        async with self._api.messages("POST", "/images/create", query=query, headers=login) as messages:
             layers: dict[str, int] = {}
             checked_s = 0.0
             async for message in _unless_quiet(messages, self._limits.quiet_s, wanted):
                 if "error" in message:
-                    raise pull_failure(wanted, str(message["error"]))
+                    raise pull_failure(wanted, str(message["error"]), login=bool(login))
                 detail = message.get("progressDetail") or {}
                 if message.get("status") == "Downloading" and "total" in detail:
                     layers[str(message.get("id"))] = int(detail["total"])
@@ -239,9 +288,27 @@ def _digest_of(repo_digests: list[str], reference: Reference | None) -> str | No
                  if _short(each.rpartition("@")[0]) == short), None)  # fmt: skip
 
 
+def _login_header(wanted: str, login: str | None) -> dict[str, str]:
+    """What Docker takes for the image's registry; it logs in there as the registry asks for it, basic or by token."""
+    if login is None:
+        return {}
+    user, colon, token = login.strip().partition(":")
+    if not (user and colon and token):
+        raise AttemptFailed(
+            ErrorCode.IMAGE_PULL_FAILED,
+            f"image {wanted[:200]} could not be pulled: the secret that pullSecret names must be user:token",
+            retryable=False,
+        )
+    told = json.dumps({"username": user, "password": token})
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(told.encode()).decode()}
+
+
 def _short(name: str) -> str:
     return re.sub(r"^(index\.)?docker\.io/", "", name).removeprefix("library/")
 
+
+NO_LOGIN = "it does not exist, or its registry asks for a login"
+BAD_LOGIN = "its registry does not take the login of pullSecret, or it has no such image for this user"
 
 _CAUSES: tuple[tuple[str, str, bool], ...] = (
     # A part of what Docker says, what it means, whether another attempt can help. The first that fits.
@@ -255,7 +322,7 @@ _CAUSES: tuple[tuple[str, str, bool], ...] = (
     (r"no matching manifest|does not match the specified", "it has no variant for this kind of node", False),
     (
         r"denied|unauthorized|authentication required|no basic auth|insufficient_scope|\b40[13]\b",
-        "it does not exist, or its registry asks for a login",
+        NO_LOGIN,
         False,
     ),
     (r"manifest unknown|name unknown|name invalid|not found|no such image", "its registry does not have it", False),
@@ -265,11 +332,11 @@ _CAUSES: tuple[tuple[str, str, bool], ...] = (
 )
 
 
-def pull_failure(wanted: str, message: str) -> AttemptFailed:
+def pull_failure(wanted: str, message: str, *, login: bool = False) -> AttemptFailed:
     """What Docker's own words about a failed pull mean for the job. What nobody knows may pass by itself."""
     for part, meaning, retryable in _CAUSES:
         if re.search(part, message, re.IGNORECASE):
-            return _failed(wanted, meaning, retryable, message)
+            return _failed(wanted, BAD_LOGIN if login and meaning is NO_LOGIN else meaning, retryable, message)
     return _failed(wanted, "the node's Docker failed at it", True, message)
 
 

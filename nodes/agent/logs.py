@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 
 from nodes.agent.gateway_client import CredentialRevoked, LeaseLost, Refused
+from nodes.agent.masking import Mask
 from nodes.agent.progress import ProgressReader
 from nodes.protocol import LOG_CAP_BYTES, LOG_CHUNK_BYTES
 
@@ -42,12 +43,14 @@ class LogShipper:
         on_progress: Callable[[float], None],
         on_lost: Callable[[], None],
         resume: bool = False,
+        mask: Mask | None = None,
     ) -> None:
         self._source = source
         self._send = send
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._resume = resume
+        self._mask = mask or Mask(())
         self._progress = ProgressReader()
         self._buffer = bytearray()
         self._position = 0
@@ -93,10 +96,11 @@ class LogShipper:
             async for data in self._source:
                 if not self._full:
                     self._listen(data)
-                    await self._keep(data)
+                    await self._keep(self._mask.feed(data))
                 elif time.monotonic() - heard_s >= LINGER_S:
                     heard_s = time.monotonic()
                     self._listen(data[-TAIL_BYTES:])
+            await self._keep(self._mask.rest())
         except LeaseLost:
             self._on_lost()
         except (CredentialRevoked, Refused) as error:

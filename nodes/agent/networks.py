@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import structlog
@@ -32,15 +32,22 @@ _TRIES = 16
 
 
 class JobNetworks:
-    """Those of one node. ``dns`` and ``deny`` are the operator's; see ``firewall``."""
+    """Those of one node. ``dns``, ``deny`` and ``allow`` are the operator's; see ``firewall``."""
 
     def __init__(
-        self, api: DockerApi, node: str, *, dns: Sequence[str] = (), deny: Sequence[IPv4Network] = ()
+        self,
+        api: DockerApi,
+        node: str,
+        *,
+        dns: Sequence[str] = (),
+        deny: Sequence[IPv4Network] = (),
+        allow: Sequence[IPv4Network] = (),
     ) -> None:
         self._api = api
         self._node = node
         self._dns = resolvers(dns)
-        self._firewall = Firewall(node, dns=self._dns, deny=deny)
+        self._allow = tuple(allow)
+        self._firewall = Firewall(node, dns=self._dns, deny=deny, allow=allow)
         self._proven = False
         self._checking = asyncio.Lock()
 
@@ -93,12 +100,17 @@ class JobNetworks:
                 reached = await netprobe.reachable_from(bridge, subnet)
             finally:
                 await self.remove(network_id)
-            if reached:
+            if reached := [each for each in reached if not self._allowed(each)]:
                 raise FirewallUnusable(f"its firewall lets through to {', '.join(reached[:5])}")
             if await self._firewall.dropped() == 0:
                 raise FirewallUnusable("packets of jobs do not come to its rules")
             self._proven = True
             log.info("firewall proven", dns=list(self._dns))
+
+    def _allowed(self, place: str) -> bool:
+        """``place``: ``10.0.0.1:80``."""
+        address = IPv4Address(place.rpartition(":")[0])
+        return any(address in network for network in self._allow)
 
     async def _create(self, job_id: str) -> tuple[str, str, IPv4Network]:
         """The network's id, its bridge and its subnet."""

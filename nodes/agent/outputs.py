@@ -2,7 +2,7 @@
 
 Everything that is not a plain file, or has a name that could not be shown, is refused and listed. A file that
 matches a path of the manifest exactly belongs to that output, else to the first glob that matches it. ``result.json``
-is the job's result, and a file only if an output names it.
+is the job's result, and a file only if an output names it, or if it is too large to be anything else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from nodes.protocol import (
     OUTPUT_FILE_CAP_BYTES,
     OUTPUT_FILES_CAP,
     RESULT_CAP_BYTES,
+    RESULT_OUTPUT,
+    RESULT_PATH,
     CollectedFile,
     ErrorCode,
     JobLease,
@@ -35,6 +37,7 @@ from nodes.protocol import (
 REJECTED_MOST = 100
 CHUNK_BYTES = 1024 * 1024
 RESULT = ("result.json",)
+LARGE_RESULT = Output(path=RESULT_PATH, name=RESULT_OUTPUT, content_type="application/json")
 
 _WORDS = {
     "symlink": "a symbolic link",
@@ -109,6 +112,7 @@ class _Collector:
         self._left_bytes = lease.resources.disk_bytes
         self._refused: dict[tuple[str, ...], str] = {}
         """What was asked for and is no plain file."""
+        self._large_result = False
 
     def run(self) -> Collection:
         tree = walk(self._top, self._stop.is_set)
@@ -116,6 +120,8 @@ class _Collector:
         try:
             result = self._result(tree)
             files = self._files(tree)
+            if self._large_result and all(file.names != RESULT for file in files):
+                files += filter(None, [self._read(LARGE_RESULT, RESULT)])
         except AttemptFailed as failure:
             failure.rejected = self._rejected(tree)
             raise
@@ -136,8 +142,8 @@ class _Collector:
             raise self._reject(RESULT, odd.reason) from None
         try:
             if state.st_size > RESULT_CAP_BYTES:
-                limit = shown_size(RESULT_CAP_BYTES)
-                raise _too_large(f"/out/result.json has {shown_size(state.st_size)}: a result has {limit} at most")
+                self._large_result = True
+                return None
             data = os.pread(handle, RESULT_CAP_BYTES, 0)
         finally:
             os.close(handle)

@@ -96,7 +96,7 @@ def container_settings(
 
 
 def _environment(lease: JobLease) -> dict[str, str]:
-    return lease.env | {
+    return lease.env | lease.secrets | {
         "RGRID_JOB_ID": lease.job_id,
         "RGRID_ATTEMPT": str(lease.attempt),
         "RGRID_FUNCTION": lease.function or "",

@@ -91,8 +91,13 @@ def usable_id(job_id: str) -> bool:
 
 
 def without_secrets(lease: JobLease) -> JobLease:
-    """What of a lease is needed once its container has started: no params, environment, inputs or command."""
-    return lease.model_copy(update={"params": "{}", "env": {}, "inputs": [], "command": None})
+    """What of a lease is needed once its container has started: no params, environment, inputs or command. Of secrets
+    the names, since what they hold is masked in the log."""
+    image = lease.image.model_copy(update={"login": None, "archive": None})
+    names = dict.fromkeys(lease.secrets, "")
+    return lease.model_copy(
+        update={"params": "{}", "env": {}, "secrets": names, "inputs": [], "command": None, "image": image}
+    )
 
 
 def write_private(path: Path, text: str) -> None:

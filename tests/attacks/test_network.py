@@ -298,3 +298,9 @@ def test_a_private_name_server_gets_a_hole_for_its_port_only() -> None:
     ]
     assert "-d 11.0.0.1/32 -j DROP" in rules
     assert not [rule for rule in rules if "RETURN" in rule][2:]
+
+
+def test_what_a_developer_allows_comes_before_all_that_is_dropped() -> None:
+    rules = firewall.dropping_rules(dns=[], deny=[], allow=[IPv4Network("172.17.0.1/32")])
+    assert rules[0] == "-d 172.17.0.1/32 -j RETURN"
+    assert rules[1:] == firewall.dropping_rules(dns=[], deny=[])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import sysconfig
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,3 +53,56 @@ def _busybox_files() -> dict[str, Path | bytes | Link]:
     files: dict[str, Path | bytes | Link] = {"rootfs/bin/busybox": binary}
     files.update({f"rootfs/bin/{name}": Link("busybox") for name in applets if name != "busybox"})
     return files
+
+
+PYTHON = "rgrid-test-python:1"
+"""Stands in for python:3.12-slim of the templates' Dockerfiles."""
+_NOT_NEEDED = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "turtledemo",
+     "pydoc_data", "__pycache__"}
+)  # fmt: skip
+_MODULES = frozenset(
+    {"_bz2", "_ctypes", "_hashlib", "_lzma", "_sqlite3", "_ssl", "_uuid", "zlib", "pyexpat", "unicodedata"}
+)
+"""Extension modules that need more than the C library, of those that are wanted; all others must not."""
+
+
+@cache
+def python() -> str:
+    """The id of an image with this machine's own CPython and its standard library, and no shell; tagged ``PYTHON``."""
+    binary = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    library = Path(sysconfig.get_path("stdlib"))
+    home = f"rootfs/usr/local/lib/{library.name}"
+    files: dict[str, Path | bytes | Link] = {"rootfs/usr/local/bin/python3": binary}
+    needed = _libraries(binary)
+    for path in library.rglob("*"):
+        parts = path.relative_to(library).parts
+        if _NOT_NEEDED & set(parts) or parts[0].startswith("config-") or not path.is_file():
+            continue
+        if path.suffix == ".so":
+            libraries = _libraries(path)
+            if path.name.partition(".")[0] not in _MODULES and not libraries.keys() <= needed.keys() | {"libm.so.6"}:
+                continue
+            needed |= libraries
+        files[f"{home}/{'/'.join(parts)}"] = path
+    for name, path in needed.items():
+        files[f"rootfs{path}" if name.startswith("ld-") else f"rootfs/usr/local/lib/{name}"] = path
+    dockerfile = (
+        "FROM scratch\nCOPY rootfs/ /\n"
+        "ENV PATH=/usr/local/bin PYTHONHOME=/usr/local LD_LIBRARY_PATH=/usr/local/lib PYTHONDONTWRITEBYTECODE=1\n"
+    )
+    return build_image(files | {"Dockerfile": dockerfile.encode()}, PYTHON)
+
+
+def _libraries(binary: Path) -> dict[str, Path]:
+    """What the loader needs for it: name → file."""
+    listed = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout
+    found: dict[str, Path] = {}
+    for line in listed.splitlines():
+        name, arrow, rest = line.strip().partition(" => ")
+        if arrow and rest.startswith("/"):
+            found[name] = Path(rest.split(" (")[0])
+        elif name.startswith("/"):
+            loader = name.split(" (")[0]
+            found[Path(loader).name] = Path(loader)
+    return found

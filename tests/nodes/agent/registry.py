@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -13,14 +14,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 GZIP = b"\x1f\x8b"
+TOKEN = "a-token-for-pulling"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 class Registry:
     """``push`` images, read ``served``; ``fail`` answers everything with a status, ``hold`` stops
-    layers half-way."""
+    layers half-way. With a ``login`` (``user:token``) it is asked for by token, as large registries do."""
 
-    def __init__(self) -> None:
+    def __init__(self, login: str | None = None) -> None:
+        self.login = login
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, bytes] = {}
         self.served: Counter[str] = Counter()
@@ -89,7 +92,7 @@ class Registry:
         return {"mediaType": kind, "size": size or len(content), "digest": _digest(content)}
 
     def _answer(self, request: BaseHTTPRequestHandler, *, head: bool) -> None:
-        status, headers, body = self._find(request.path)
+        status, headers, body = self._find(request.path, request.headers.get("Authorization", ""))
         request.send_response(status)
         for name, value in headers.items():
             request.send_header(name, value)
@@ -108,7 +111,9 @@ class Registry:
         except ConnectionError:
             pass
 
-    def _find(self, path: str) -> tuple[int, dict[str, str], bytes]:
+    def _find(self, path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
+        if self.login is not None and (answer := self._login(self.login, path, authorization)) is not None:
+            return answer
         if self.fail is not None:
             return self.fail[0], {"Content-Type": "application/json"}, json.dumps(self.fail[1]).encode()
         if path.rstrip("/") == "/v2":
@@ -123,6 +128,19 @@ class Registry:
             return 200, {"Content-Type": "application/octet-stream"}, self.blobs[digest]
         missing = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
         return 404, {"Content-Type": "application/json"}, json.dumps(missing).encode()
+
+
+    def _login(self, login: str, path: str, authorization: str) -> tuple[int, dict[str, str], bytes] | None:
+        """None for who is in."""
+        if path.startswith("/token"):
+            if authorization == "Basic " + base64.b64encode(login.encode()).decode():
+                self.served["token"] += 1
+                return 200, {"Content-Type": "application/json"}, json.dumps({"token": TOKEN}).encode()
+        elif authorization == f"Bearer {TOKEN}":
+            return None
+        asks = {"WWW-Authenticate": f'Bearer realm="http://{self.host}/token",service="{self.host}"'}
+        refused = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}
+        return 401, asks | {"Content-Type": "application/json"}, json.dumps(refused).encode()
 
 
 def _digest(content: bytes) -> str:

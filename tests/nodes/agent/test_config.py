@@ -23,6 +23,7 @@ def test_everything_is_read_from_the_environment() -> None:
             "RGRID_ENFORCE_FLOORS": "true",
             "RGRID_JOB_DNS": "10.0.0.53",
             "RGRID_JOB_DENY": "203.0.113.7, 198.51.100.0/24",
+            "RGRID_JOB_ALLOW": "172.17.0.1/32",
             "DOCKER_HOST": "unix:///run/other.sock",
         }
     )
@@ -38,6 +39,7 @@ def test_everything_is_read_from_the_environment() -> None:
         enforce_floors=True,
         job_dns=("10.0.0.53",),
         job_deny=("203.0.113.7", "198.51.100.0/24"),
+        job_allow=("172.17.0.1/32",),
         docker_host="unix:///run/other.sock",
     )
     assert "t" * 43 not in repr(config)

@@ -472,7 +472,7 @@ async def test_memory_that_runs_out_is_marked_and_a_childs_end_is_not_the_jobs(
     )
     assert whole.exited == Exited(137, oom_killed=True)
     assert child.exited == Exited(0, oom_killed=True)
-    assert child.output.endswith("went on\n")
+    assert "went on\n" in child.output  # beside what the shell says of its child on stderr
 
 
 async def test_volumes_of_an_image_leave_nothing_on_the_node(engine: Engine, folders: PlainFolders) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from nodes.agent.failures import AttemptFailed
 from nodes.agent.images import Images, PullLimits, Reference, pull_failure
 from nodes.protocol import ErrorCode, Image
 from tests.conftest import docker_works
+from tests.nodes.agent.private_registry import LOGIN, private_registry
 from tests.nodes.agent.registry import Registry
 
 with_docker = [pytest.mark.docker, pytest.mark.skipif(not docker_works(), reason="needs a Docker engine")]
@@ -172,6 +174,58 @@ class TestPulling:
             await images.ensure(Image(reference=f"{registry.host}/acme/none:1"))
         assert failed.value.code is ErrorCode.IMAGE_PULL_FAILED
         assert failed.value.retryable is retryable
+
+    async def test_a_private_registry_takes_the_login_of_the_lease(
+        self, api: DockerApi, images: Images, tmp_path: Path
+    ) -> None:
+        with private_registry(tmp_path) as private:
+            reference = f"{private.host}/acme/private:1"
+            digest = private.push("acme/private", "1", some_files())
+            for login, words in (
+                (None, "asks for a login"),
+                ("ci:wrong-token", "does not take the login of pullSecret"),
+                ("nobody:s3cret-token", "does not take the login of pullSecret"),
+                ("no colon", "must be user:token"),
+                (":", "must be user:token"),
+            ):
+                with pytest.raises(AttemptFailed, match=words) as failed:
+                    await images.ensure(Image(reference=reference, login=login))
+                assert failed.value.code is ErrorCode.IMAGE_PULL_FAILED
+                assert not failed.value.retryable
+                assert login is None or login == ":" or login not in failed.value.message
+            found = await images.ensure(Image(reference=reference, login=LOGIN + "\n"))
+            assert found.digest == f"{private.host}/acme/private@{digest}"
+            with pytest.raises(AttemptFailed, match="does not have it"):
+                await images.ensure(Image(reference=f"{private.host}/acme/none:1", login=LOGIN))
+        # The engine was told of the login for this pull only.
+        assert await images.ensure(Image(reference=reference, pinned=found.digest)) == found
+
+    async def test_a_registry_that_wants_a_token_is_given_one(self, images: Images) -> None:
+        registry = Registry(login="ci:s3cret-token")
+        try:
+            registry.push("acme/private", "1", some_files())
+            reference = f"{registry.host}/acme/private:1"
+            with pytest.raises(AttemptFailed, match="does not take the login"):
+                await images.ensure(Image(reference=reference, login="ci:wrong"))
+            assert registry.served["token"] == 0
+            assert (await images.ensure(Image(reference=reference, login="ci:s3cret-token"))).id.startswith("sha256:")
+        finally:
+            registry.close()
+
+    async def test_one_without_the_login_does_not_join_the_pull_of_one_who_has_it(self, images: Images) -> None:
+        registry = Registry(login="ci:s3cret-token")
+        try:
+            registry.push("acme/private", "1", some_files())
+            registry.hold = threading.Event()
+            reference = f"{registry.host}/acme/private:1"
+            first = asyncio.create_task(images.ensure(Image(reference=reference, login="ci:s3cret-token")))
+            await until_served(registry)
+            with pytest.raises(AttemptFailed, match="asks for a login"):
+                await images.ensure(Image(reference=reference))
+            registry.hold.set()
+            await first
+        finally:
+            registry.close()
 
     async def test_a_registry_that_is_not_there_may_come_back(self, images: Images) -> None:
         with pytest.raises(AttemptFailed, match="could not be reached") as failed:

@@ -286,6 +286,18 @@ async def test_a_job_that_ended_without_its_agent_is_reported_by_the_next(gatewa
     assert gateway.store[job.report.artifacts[0]] == b"done\n"
 
 
+async def test_an_agent_that_was_killed_goes_on_masking_secrets(gateway: TestGateway, tmp_path: Path) -> None:
+    job = shell(gateway, "while :; do echo $TOKEN; sleep 0.1; done", secrets={"TOKEN": "hunter22-token"})
+    async with process(gateway, tmp_path) as first:
+        await until(lambda: b"***" in job.log)
+        await killed(first)
+    async with process(gateway, tmp_path):
+        await until(lambda: b"***" in job.log.partition(GAP)[2], 20)
+        job.cancel = True
+        await until(lambda: job.report is not None)
+    assert b"hunter22" not in job.log
+
+
 async def test_what_a_killed_agent_lost_meanwhile_is_stopped_and_cleared(gateway: TestGateway, tmp_path: Path) -> None:
     lost, unknown = shell(gateway, FOREVER), shell(gateway, FOREVER)
     async with process(gateway, tmp_path) as first:

@@ -127,12 +127,16 @@ async def test_result_json_is_the_result_and_no_file_unless_it_is_named(workspac
     assert [path for _, path in paths(found)] == ["/out/a.json", "/out/result.json"]
 
 
-async def test_a_result_may_have_256_kib(workspace: Workspace) -> None:
+async def test_a_result_over_256_kib_comes_back_as_a_file(workspace: Workspace) -> None:
     write(workspace, result_json=json.dumps("x" * (256 * 1024 - 2)))
     assert len((await collected(workspace)).result) == 256 * 1024 - 2
     write(workspace, result_json=json.dumps("x" * (256 * 1024 - 1)))
-    failed = await failure(workspace)
-    assert (failed.code, failed.retryable) == (ErrorCode.OUTPUT_TOO_LARGE, False)
+    found = await collected(workspace)
+    (only,) = found.files
+    assert (found.result, only.file.output, only.file.path) == (None, "result", "/out/result.json")
+    assert (only.file.content_type, only.file.size) == ("application/json", 256 * 1024 + 1)
+    named = await collected(workspace, "/out/result.json")
+    assert (named.result, [file.file.output for file in named.files]) == (None, ["/out/result.json"])
 
 
 async def test_a_result_that_is_not_json_is_refused(workspace: Workspace) -> None:

@@ -20,9 +20,10 @@ def lease(job_id: str = "job_1", attempt: int = 1) -> JobLease:
         slots=1,
         function=None,
         version=1,
-        image=Image(reference="alpine"),
+        image=Image(reference="alpine", login="user:SECRET"),
         command=["echo", "SECRET"],
         env={"KEY": "SECRET"},
+        secrets={"TOKEN": "SECRET"},
         inputs=[Input(path="/in/x", content="SECRET")],
         resources=Resources(cpu=1, memory_bytes=1, disk_bytes=1),
         params='{"x": "SECRET"}',
@@ -72,6 +73,12 @@ def test_files_are_for_root_alone(tmp_path: Path) -> None:
 def test_nothing_of_the_job_s_own_values_is_written_down() -> None:
     text = Record(lease=without_secrets(lease()), boot_id="b", received_s=0).model_dump_json()
     assert "SECRET" not in text
+    assert "TOKEN" in text, "an agent that goes on with the job masks it in the log"
+
+
+def test_secrets_stand_in_no_text_that_is_made_of_a_lease() -> None:
+    held = lease().model_copy(update={"command": [], "env": {}, "inputs": [], "params": "{}"})
+    assert "SECRET" not in repr(held) + str(held)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'{"lease": 1}', b"\xff\xfe", b"null"])

@@ -299,6 +299,28 @@ async def test_a_node_in_trouble_does_not_take_all_the_work(
     assert after.times["leased"] - good.times["succeeded"] < 0.4
 
 
+@pytest.mark.parametrize(
+    ("script", "after_s", "words"),
+    [
+        ("""echo '{"after": "90s", "reason": "rate limited"}' > /out/retry.json; exit 75""", 90, "rate limited"),
+        ("ln -s /etc/passwd /out/retry.json; exit 75", None, "exit code 75 (/out/retry.json was ignored"),
+        ("exit 75", None, "exit code 75"),
+        ("""echo '{"after": 5}' > /out/retry.json; tail /dev/zero""", None, "64 MiB"),
+    ],
+)
+async def test_a_job_that_fails_says_when_to_try_again(
+    gateway: TestGateway, tmp_path: Path, script: str, after_s: float | None, words: str
+) -> None:
+    async with node(gateway, tmp_path) as made:
+        job = shell(gateway, script)
+        await ended(job, "failed")
+        await made.drained()
+    report = job.report
+    assert report is not None and report.error is not None
+    assert report.retry_after_s == after_s
+    assert words in report.error.message
+
+
 async def test_many_jobs_in_a_row_leave_no_trace(gateway: TestGateway, tmp_path: Path) -> None:
     async with node(gateway, tmp_path, slots=4) as made:
         first = shell(gateway, "echo x > /out/x", outputs=[Output(path="/out/x", name="x")])
