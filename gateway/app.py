@@ -105,7 +105,8 @@ class Dispatcher:
             scope["rgrid.caller"] = await find_node(self._services.pool, token)
             return
         caller = scope["rgrid.caller"] = await self._services.keys.find(token)
-        caller.require(route.scope, function=scope["path_params"].get("name"), own=route.own)
+        names = scope["path_params"]
+        caller.require(route.scope, function=names.get("name") or names.get("function"), own=route.own)
 
 
 def address(scope: AsgiScope) -> str:

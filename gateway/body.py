@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -35,18 +35,45 @@ async def read_raw(
         found = content_type(request)
         if found not in media_types:
             raise UnsupportedMedia(f"this takes {' or '.join(media_types)}, not {found}")
-    for encoding in request.headers.getlist("content-encoding"):
-        if encoding.strip().lower() != "identity":
-            raise UnsupportedMedia("send the body without a content encoding")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > cap:
-        raise _too_large(cap)
+    _refuse_at_once(request, cap)
     patience_s = PATIENCE_S if patience_s is None else patience_s
     try:
         async with asyncio.timeout(patience_s):
             return await _read(request, cap)
     except TimeoutError:
         raise TimedOut(f"the body did not arrive within {patience_s:g} seconds") from None
+
+
+async def stream_raw(request: Request, cap: int) -> AsyncIterator[bytes]:
+    """The body as it comes, for what is too large to hold: no more is read than is taken from here.
+
+    As ``read_raw``, but ``TimedOut`` is for a client that sends nothing for ``PATIENCE_S``.
+    """
+    _refuse_at_once(request, cap)
+    size, more = 0, True
+    while more:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                message = await request.receive()
+        except TimeoutError:
+            raise TimedOut(f"nothing of the body arrived for {PATIENCE_S:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if chunk := message.get("body", b""):
+            size += len(chunk)
+            if size > cap:
+                raise _too_large(cap)
+            yield chunk
+        more = message.get("more_body", False)
+
+
+def _refuse_at_once(request: Request, cap: int) -> None:
+    for encoding in request.headers.getlist("content-encoding"):
+        if encoding.strip().lower() != "identity":
+            raise UnsupportedMedia("send the body without a content encoding")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > cap:
+        raise _too_large(cap)
 
 
 async def _read(request: Request, cap: int) -> bytes:

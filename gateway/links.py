@@ -16,12 +16,14 @@ class JobLinks:
     base_url: str
     link_s: int
 
-    def presigned(self, artifact: Artifact) -> tuple[str, datetime]:
-        """A URL of the store that downloads the file, and when it stops working."""
+    def presigned(self, artifact: Artifact, *, method: str = "GET") -> tuple[str, datetime]:
+        """A URL of the store that downloads the file (or, with HEAD, tells of it), and when it stops working."""
         # Taken before signing, so that the URL never ends earlier than we say.
         expires_at = datetime.now(UTC) + timedelta(seconds=self.link_s)
         return (
-            self.store.presign_get(artifact.object_key, artifact.filename, artifact.content_type, self.link_s),
+            self.store.presign_get(
+                artifact.object_key, artifact.filename, artifact.content_type, self.link_s, method=method
+            ),
             expires_at,
         )
 

@@ -168,7 +168,9 @@ def _request_content(route: Route, schemas: _Schemas) -> Json:
 
 
 def _any_of(media_type: str) -> Json:
-    return {} if media_type == JSON or media_type.endswith("octet-stream") else {"type": "string"}
+    if media_type == "multipart/form-data":
+        return {"type": "object"}
+    return {} if media_type in (JSON, "*/*") or media_type.endswith("octet-stream") else {"type": "string"}
 
 
 def _responses(route: Route, schemas: _Schemas) -> Json:

@@ -24,6 +24,7 @@ STATUSES: Mapping[type[RGridError], HTTPStatus] = {
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.Gone: HTTPStatus.GONE,
     errors.MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,
     errors.TimedOut: HTTPStatus.REQUEST_TIMEOUT,
@@ -33,7 +34,10 @@ STATUSES: Mapping[type[RGridError], HTTPStatus] = {
     errors.UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.Invalid: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.HeadersTooLarge: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    errors.LimitReached: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.JobFailed: HTTPStatus.BAD_GATEWAY,
+    errors.JobTimedOut: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
 CLOSING = frozenset({400, 408, 413, 414, 431})

@@ -13,18 +13,24 @@ from datetime import timedelta
 
 import structlog
 
-from functions import artifacts
+from functions import artifacts, versions
 from functions.db import Pool
 from functions.egress import EgressPolicy
 from functions.errors import Unavailable
 from functions.s3 import S3Store
 from functions.sealing import Sealer
+from gateway.advancing import advance
 from gateway.database import is_current, open_pool
 from gateway.links import JobLinks
+from gateway.queue_rounds import queue_rounds
+from gateway.retention_rounds import retention_rounds
 from gateway.services import s3_config
 from gateway.settings import Settings
 from nodes import registry
-from scheduler import jobs, queue
+from scheduler import batches, jobs, queue
+from scheduler.chaining import chain_once
+from scheduler.gates import GateId
+from scheduler.jobs import Sizing
 from scheduler.loop import Round, run_rounds
 from scheduler.reaper import Sight, reap_once
 from scheduler.sending import Sender
@@ -35,6 +41,10 @@ log = structlog.get_logger(__name__)
 STATEMENT_S = 30
 """Longer than any round's statement; a connection that says nothing for so long is given up."""
 BATCH = 500
+BATCHES = 50
+"""Open batches looked at in one statement: for each it may go over some thousands of jobs."""
+CHAINS = 100
+"""Outcomes with jobs to follow that are read in one transaction, params and all."""
 LATE_S = 5
 """Between looks for jobs that came in beside the delete of their function."""
 SLOW_S = 60
@@ -76,6 +86,7 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
         try:
             log.info("scheduler started")
             rounds = rounds_of(settings, wakeups, sender, pool=pool, hot_pool=hot_pool, store=store)
+            rounds += retention_rounds(settings, hot_pool, store)
             await run_rounds(rounds, stopping, grace_s=ROUNDS_STOP_S)
             await sender.close(grace_s=SENDER_STOP_S)
         finally:
@@ -90,18 +101,24 @@ def rounds_of(
 ) -> list[Round]:
     """Everything that the scheduler does, with its intervals."""
     sight = Sight(settings.lease_s)
+    sizing = Sizing(settings.slot_memory, settings.max_slots)
+    egress = EgressPolicy(allow=settings.callback_allow)
     # An upload that its URL still lets through must find its row.
     upload = timedelta(seconds=settings.upload_s) + timedelta(hours=1)
 
     async def promote() -> bool:
+        reached: set[GateId] = set()
         async with hot_pool.acquire() as conn:
-            moved = await queue.promote(conn, limit=BATCH)
+            moved = await queue.promote(conn, limit=BATCH, reached=reached)
         if moved:
             wakeups.hint(Topic.READY)
+        await advance(hot_pool, wakeups, reached)
         return moved == BATCH
 
     async def reap() -> bool:
-        reaped = await reap_once(pool, sight, limit=BATCH, max_losses=settings.max_losses)
+        freed: set[GateId] = set()
+        reaped = await reap_once(pool, sight, limit=BATCH, max_losses=settings.max_losses, freed=freed)
+        await advance(hot_pool, wakeups, freed)
         if reaped.requeued:
             wakeups.hint(Topic.READY)
         if reaped.ended:
@@ -111,6 +128,22 @@ def rounds_of(
             log.warning("leases ran out", requeued=reaped.requeued, ended=reaped.ended)
         return reaped.requeued + reaped.ended == BATCH
 
+    looked_to = batches.FIRST
+
+    async def complete_batches() -> bool:
+        nonlocal looked_to
+        async with hot_pool.acquire() as conn:
+            done, after = await batches.complete_once(conn, looked_to, limit=BATCHES)
+        looked_to = after or batches.FIRST
+        if done:
+            wakeups.hint(Topic.DELIVERY)
+        return after is not None
+
+    async def chain() -> bool:
+        chained = await chain_once(pool, store, sizing, egress, limit=CHAINS)
+        if chained.submitted:
+            wakeups.hint(Topic.READY)
+        return chained.submitted + chained.failed == CHAINS
     async def cancel_after_delete() -> bool:
         ended = await jobs.cancel_after_delete(pool, limit=BATCH)
         if ended:
@@ -125,6 +158,10 @@ def rounds_of(
         async with pool.acquire() as conn:
             return await queue.forget_keys(conn, limit=BATCH) == BATCH
 
+    async def forget_versions() -> bool:
+        async with pool.acquire() as conn:
+            return await versions.forget_one_offs(conn, limit=BATCH) == BATCH
+
     async def forget_nodes() -> bool:
         async with pool.acquire() as conn:
             await registry.forget_unjoined(conn)
@@ -134,10 +171,14 @@ def rounds_of(
         Round("promote", settings.poll_s, promote),
         # Well within what its ``Sight`` takes for a gap, however short leases are.
         Round("reap", min(settings.poll_s, settings.lease_s / 8), reap),
+        *queue_rounds(settings, wakeups, pool=pool, hot_pool=hot_pool),
         Round("deliver", settings.poll_s, sender.deliver_once, ticket=lambda: wakeups.ticket(Topic.DELIVERY)),
+        Round("complete batches", settings.poll_s, complete_batches),
+        Round("chain", settings.poll_s, chain, ticket=lambda: wakeups.ticket(Topic.OUTCOME)),
         Round("cancel jobs of deleted functions", LATE_S, cancel_after_delete),
         Round("sweep artifacts", SLOW_S, sweep),
         Round("forget idempotency keys", SLOW_S, forget_keys),
+        Round("forget versions of one-off jobs", SLOW_S, forget_versions),
         Round("forget unjoined nodes", SLOW_S, forget_nodes),
     ]
 

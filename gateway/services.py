@@ -13,9 +13,10 @@ import structlog
 from functions.artifacts import Store
 from functions.db import Pool
 from functions.egress import EgressPolicy
-from functions.errors import Conflict, Invalid, Unavailable
+from functions.errors import Conflict, Invalid, LimitReached, Unavailable
 from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
+from gateway.advancing import advance
 from gateway.auth import Keys
 from gateway.bootstrap import ensure_bootstrap
 from gateway.cursors import Cursors
@@ -25,6 +26,7 @@ from gateway.links import JobLinks
 from gateway.settings import Settings
 from gateway.waiting import OutcomeWaiters
 from scheduler import jobs
+from scheduler.gates import GateId
 from scheduler.jobs import Sizing, Submitted
 from scheduler.queue import NewJob, VirtualClocks
 from scheduler.wakeups import Wakeups
@@ -34,11 +36,13 @@ log = structlog.get_logger(__name__)
 STATEMENT_S = 15
 """A request's statement is given up after this long: the database is a black hole or far behind."""
 CLOSING_S = 2
+BATCHES = 2
+"""So many are read side by side; each takes tens of megabytes while it is."""
 
 REFUSED_ALONE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """What one bad row does to the whole statement it stands in."""
 
-Submitter = Gatherer[NewJob, Submitted | Conflict | Invalid]
+Submitter = Gatherer[NewJob, Submitted | Conflict | Invalid | LimitReached]
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Services:
     sizing: Sizing
     egress: EgressPolicy
     cursors: Cursors
+    batching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCHES))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -92,7 +97,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             keys=Keys(pool),
             wakeups=wakeups,
             waiters=waiters,
-            submitter=_submitter(hot_pool),
+            submitter=_submitter(hot_pool, wakeups),
             links=JobLinks(store, settings.base_url, settings.link_s),
             clocks=VirtualClocks(),
             sizing=Sizing(settings.slot_memory, settings.max_slots),
@@ -101,10 +106,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
 
 
-def _submitter(pool: Pool) -> Submitter:
-    async def submit(batch: list[NewJob]) -> list[Submitted | Conflict | Invalid]:
+def _submitter(pool: Pool, wakeups: Wakeups) -> Submitter:
+    async def submit(batch: list[NewJob]) -> list[Submitted | Conflict | Invalid | LimitReached]:
+        reached: set[GateId] = set()
         async with pool.acquire() as conn:
-            return await jobs.submit(conn, batch)
+            answers = await jobs.submit(conn, batch, reached)
+        await advance(pool, wakeups, reached)
+        return answers
 
     return Gatherer(submit, key=_idempotency, alone=REFUSED_ALONE)
 

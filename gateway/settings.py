@@ -6,10 +6,17 @@ made from it.
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from functions.grammar import LONGEST_KEPT, SHORTEST_JOB, SHORTEST_KEPT
+from functions.image_reference import check_image
+from functions.jobspec import RUNTIME
+from functions.quantities import format_duration, parse_duration
 
 
 class Settings(BaseSettings):
@@ -63,17 +70,76 @@ class Settings(BaseSettings):
         "Development only."
     )
 
+    runtimes: Annotated[dict[str, str], NoDecode] = Field(
+        {},
+        description="The catalogue of `runtime:` in manifests: `python3.12=python:3.12-slim`, comma-separated, or a "
+        "JSON object of names and images. A change reaches a function at its next apply.",
+    )
+
     # Links
     link_s: int = Field(900, ge=5, le=604800, description="Seconds that a presigned link works.")
     upload_s: int = Field(
         3600, ge=5, le=604800, description="Seconds that a node has for one upload, or to begin with fetching an input."
     )
 
+    largest_upload: Annotated[int, Field(gt=0, le=5 * 1024**4)] = Field(
+        50 * 1024**3, description="Bytes of the largest file that may be uploaded."
+    )
+
+    # What is kept, and for how long, where manifests say nothing of it
+    retention_jobs: timedelta = Field(
+        timedelta(days=30), description="How long a job is kept after its end: at least 1d, as in `30d` or `36h`."
+    )
+    retention_artifacts: timedelta = Field(
+        timedelta(days=7), description="How long a job's files are kept after its end, and uploads after they came."
+    )
+    retention_logs: timedelta = Field(timedelta(days=7), description="How long a job's log is kept after its end.")
+
+    @field_validator("retention_jobs", "retention_artifacts", "retention_logs", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        return parse_duration(value) if isinstance(value, str) else value
+
+    @field_validator("retention_jobs", "retention_artifacts", "retention_logs")
+    @classmethod
+    def _kept_long_enough(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+        least = SHORTEST_JOB if info.field_name == "retention_jobs" else SHORTEST_KEPT
+        if not least <= value <= LONGEST_KEPT:
+            raise ValueError(f"must be between {format_duration(least)} and {format_duration(LONGEST_KEPT)}")
+        return value
+
     @field_validator("callback_allow", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("runtimes", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("{"):
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError("is no JSON object: write name=image, comma-separated") from None
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if len({name.strip() for name, _, _ in pairs}) < len(pairs):
+            raise ValueError("has a name twice")
+        return {name.strip(): image.strip() for name, _, image in pairs}
+
+    @field_validator("runtimes")
+    @classmethod
+    def _named_images(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, image in value.items():
+            if not RUNTIME.fullmatch(name):
+                raise ValueError(f"{name[:63]!r} is no name of a runtime: write it like python3.12")
+            try:
+                check_image(image)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
         return value
 
     @field_validator("bootstrap_key")

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions import ids
-from functions.errors import NotFound
+from functions.errors import FieldError, Invalid, NotFound
+from functions.grammar import BATCH_COMPLETED
 from functions.ids import JobId, MessageId
 from gateway.api import paging
 from gateway.api.models import CallbackSecret, DeliveryList, NothingMore, Redelivered
@@ -28,6 +29,7 @@ SELECT callback_secret FROM projects WHERE id = $1
 
 class DeliveriesQuery(PageQuery):
     job: str | None = Field(None, description="Of this job.")
+    batch: str | None = Field(None, pattern=r"^bat_[0-9a-f]{32}$", description="Of this batch's end.")
     state: Literal["pending", "delivered", "exhausted"] | None = None
 
 
@@ -46,11 +48,14 @@ async def list_deliveries(request: Request) -> Response:
     job = None if query.job is None else ids.decode(ids.JOB, query.job)
     if query.job is not None and job is None:
         raise NotFound("there is no such job", code="job_not_found")
+    about = job if query.batch is None else ids.decode(ids.BATCH, query.batch)
+    if job is not None and query.batch is not None:
+        raise Invalid("a delivery is of a job or of a batch", errors=[FieldError("/query/batch", "goes without job")])
     async with services(request).pool.acquire() as conn:
         rows = await deliveries.list_deliveries(
             conn,
             caller(request).project_id,
-            job=None if job is None else JobId(job),
+            job=None if about is None else JobId(about),
             state=query.state,
             limit=query.limit + 1,
             before=None if before is None else MessageId(before),
@@ -72,9 +77,11 @@ async def redeliver(request: Request) -> Response:
 
 
 def delivery_view(row: Delivery) -> dict[str, Any]:
+    of_batch = row.type == BATCH_COMPLETED
     return {
         "id": ids.encode(ids.MESSAGE, row.id),
-        "job": ids.encode(ids.JOB, row.job_id),
+        "job": None if of_batch else ids.encode(ids.JOB, row.job_id),
+        "batch": ids.encode(ids.BATCH, row.job_id) if of_batch else None,
         "type": row.type,
         "url": row.url,
         "state": row.state,

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /openapi.json: open to everyone, and they tell nothing that is not everyone's."""
+"""/healthz, /readyz, /openapi.json and the manifest's schema: open to everyone, and they tell nothing that is not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions.errors import FieldError, Unavailable
+from functions.manifest_schema import manifest_schema as schema_of_manifests
 from gateway.body import JSON
 from gateway.database import is_current
 from gateway.openapi import OpenApi
@@ -66,8 +67,15 @@ async def openapi(request: Request) -> Response:
     return Response(document.encoded, media_type="application/json")
 
 
+async def manifest_schema(request: Request) -> Response:
+    """The function manifest as a JSON Schema, for editors: `# yaml-language-server: $schema=…` in its first line."""
+    return JSONResponse(schema_of_manifests(), headers={"Cache-Control": "max-age=3600"})
+
+
 ROUTES = (
     Route("GET", "/healthz", healthz, "Is the process alive?", None, answers={200: Health}, tag="health"),
     Route("GET", "/readyz", readyz, "Can the gateway serve?", None, answers={200: Health}, tag="health"),
     Route("GET", "/openapi.json", openapi, "This document", None, answers={200: JSON}, tag="health"),
-)
+    Route("GET", "/schemas/function.json", manifest_schema, "JSON Schema of the manifest", None,
+          answers={200: JSON}, tag="functions"),
+)  # fmt: skip

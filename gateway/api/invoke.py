@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 from starlette.requests import Request
@@ -19,8 +20,9 @@ from functions.errors import FieldError, Invalid, RGridError
 from functions.grammar import OUTCOMES
 from functions.ids import JobId
 from functions.quantities import parse_duration
+from functions.queue_spec import LONGEST_HEAD_START
 from functions.versions import Version
-from gateway.api.models import DryRun, JobView
+from gateway.api.models import DryRun, JobView, QuoteView
 from gateway.api.submitting import replay, submit
 from gateway.body import JSON
 from gateway.prefer import read_prefer
@@ -35,17 +37,15 @@ from gateway.routes import (
     read_raw,
     services,
 )
-from scheduler import jobs
+from scheduler import jobs, quotes
 from scheduler.inputs import check_inputs
 from scheduler.jobs import Invocation
 from scheduler.queue import NewJob
 
 LONGEST_DELAY = timedelta(days=30)
+LONGEST_CANCEL_AFTER = timedelta(days=60)
 
 LATER = {
-    b"cancel-after": "Cancel-After",
-    b"rgrid-priority": "RGrid-Priority",
-    b"rgrid-lane": "RGrid-Lane",
     b"rgrid-max-cost": "RGrid-Max-Cost",
 }
 """Headers that say something about the job and that this release does not act on."""
@@ -59,8 +59,20 @@ def _delay(text: str) -> str:
     return text
 
 
+def _priority(text: str) -> str:
+    if parse_duration(text) > LONGEST_HEAD_START:
+        raise ValueError("longer than a day")
+    return text
+
+
+def _cancel_after(text: str) -> str:
+    if not timedelta(0) < parse_duration(text) <= LONGEST_CANCEL_AFTER:
+        raise ValueError(f"between 1ms and {LONGEST_CANCEL_AFTER.days} days")
+    return text
+
+
 def _events(text: str) -> str:
-    unknown = [event for event in _split(text) if event not in OUTCOMES]
+    unknown = [event for event in split_events(text) if event not in OUTCOMES]
     if unknown or not text.strip():
         raise ValueError(f"takes a list of {', '.join(OUTCOMES)}")
     return text
@@ -74,13 +86,14 @@ class InvokeQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dry_run: bool = Field(False, description="Check everything and make no job.")
-    quote: bool = Field(False, description="Not supported yet.")
-
-
-class InvokeHeaders(BaseModel):
-    prefer: str | None = Field(
-        None, alias="Prefer", description="`wait=N`: hold the answer for up to N seconds (300 at most)."
+    quote: bool = Field(
+        False, description="Make no job; say what the function's last jobs took and cost, median and 95th percentile."
     )
+
+
+class JobHeaders(BaseModel):
+    """What a job may be asked to be, whatever it is made of."""
+
     idempotency_key: IdempotencyKey | None = Field(
         None, alias="Idempotency-Key", description="The same key and body within 24 hours: the same job."
     )
@@ -91,35 +104,40 @@ class InvokeHeaders(BaseModel):
     delay: Annotated[str, AfterValidator(_delay)] | None = Field(
         None, alias="RGrid-Delay", description="Start no sooner than in this time, for instance `10m`."
     )
+    cancel_after: Annotated[str, AfterValidator(_cancel_after)] | None = Field(
+        None, alias="Cancel-After", description="Cancel the job if it has not ended in this time, waiting included."
+    )
+    priority: Annotated[str, AfterValidator(_priority)] | None = Field(
+        None,
+        alias="RGrid-Priority",
+        description="As if it had come so much earlier than the project's others; instead of the manifest's.",
+    )
+    lane: Literal["standard", "paid"] | None = Field(
+        None, alias="RGrid-Lane", description="`standard` or `paid`; instead of the manifest's."
+    )
+    traceparent: str | None = Field(None, description="W3C trace context; a malformed one is ignored.")
+
+
+class RunHeaders(JobHeaders):
+    prefer: str | None = Field(
+        None, alias="Prefer", description="`wait=N`: hold the answer for up to N seconds (300 at most)."
+    )
+
+
+class InvokeHeaders(RunHeaders):
     version: str | None = Field(
         None, alias="RGrid-Version", pattern=r"^[1-9][0-9]{0,8}$", description="Not the current version."
     )
-    traceparent: str | None = Field(None, description="W3C trace context; a malformed one is ignored.")
 
 
 async def invoke(request: Request) -> Response:
     """202 with the job; with `Prefer: wait` 200 with the finished one, if it finishes in time."""
     opened, who = services(request), caller(request)
     query, headers = read_query(request, InvokeQuery), read_headers(request, InvokeHeaders)
-    _refuse_later(request, query)
+    asked = read_asked(request, headers)
     preference = read_prefer(headers.prefer)
-    if headers.callback_url is not None:
-        _check_callback(headers.callback_url, opened.egress)
-    elif headers.callback_events is not None:
-        fault = FieldError("/header/X-Callback-Events", "goes with an X-Callback-Url")
-        raise Invalid("there is nobody to tell of these events", errors=[fault])
     params, body_hash = await _read_params(request)
-    invocation = Invocation(
-        params=params,
-        trigger={"kind": "manual"},
-        callback_url=headers.callback_url,
-        callback_events=None if headers.callback_events is None else tuple(_split(headers.callback_events)),
-        delay=None if headers.delay is None else parse_duration(headers.delay) or None,
-        idempotency_key=headers.idempotency_key,
-        body_hash=body_hash,
-        traceparent=_traceparent(headers.traceparent),
-        key_id=who.key_id,
-    )
+    invocation = replace(asked, params=params, body_hash=body_hash)
     async with opened.pool.acquire() as conn:
         version = await registry.current(
             conn,
@@ -132,17 +150,43 @@ async def invoke(request: Request) -> Response:
         await check_inputs(opened.pool, new, opened.egress)
     except Invalid:
         # A repeat has its answer, whatever the function has become since.
-        if (before := await _made_before(request, version, invocation)) is None:
+        if (before := await made_before(request, version, invocation)) is None:
             raise
         return await replay(request, before, preference)
+    if query.quote:
+        return JSONResponse(await _quote(request, version))
     if query.dry_run:
-        return JSONResponse(_dry(version, new))
+        return JSONResponse(dry_run(version, new))
     return await submit(request, new, version, preference)
 
 
-async def _made_before(request: Request, version: Version, invocation: Invocation) -> JobId | None:
+def read_asked(request: Request, headers: JobHeaders) -> Invocation:
+    """What the headers ask for, without params; raises ``Invalid`` for what cannot be had."""
+    _refuse_later(request)
+    if headers.callback_url is not None:
+        _check_callback(headers.callback_url, services(request).egress)
+    elif headers.callback_events is not None:
+        fault = FieldError("/header/X-Callback-Events", "goes with an X-Callback-Url")
+        raise Invalid("there is nobody to tell of these events", errors=[fault])
+    return Invocation(
+        params={},
+        trigger={"kind": "manual"},
+        callback_url=headers.callback_url,
+        callback_events=None if headers.callback_events is None else tuple(split_events(headers.callback_events)),
+        delay=None if headers.delay is None else parse_duration(headers.delay) or None,
+        idempotency_key=headers.idempotency_key,
+        traceparent=_traceparent(headers.traceparent),
+        key_id=caller(request).key_id,
+        cancel_after=None if headers.cancel_after is None else parse_duration(headers.cancel_after),
+        head_start=None if headers.priority is None else parse_duration(headers.priority),
+        lane=headers.lane,
+    )
+
+
+async def made_before(request: Request, version: Version, invocation: Invocation) -> JobId | None:
+    """The job that a request with the same key and body made; raises if the body was another one."""
     key, body_hash, function = invocation.idempotency_key, invocation.body_hash, version.function_id
-    if key is None or body_hash is None or function is None:
+    if key is None or body_hash is None:
         return None
     async with services(request).pool.acquire() as conn:
         before = await jobs.made_before(conn, caller(request).project_id, function, key, body_hash)
@@ -151,14 +195,12 @@ async def _made_before(request: Request, version: Version, invocation: Invocatio
     return None if before is None else before.job_id
 
 
-def _refuse_later(request: Request, query: InvokeQuery) -> None:
+def _refuse_later(request: Request) -> None:
     faults = [
         FieldError(f"/header/{LATER[name]}", "not supported yet")
         for name, _ in request.scope["headers"]
         if name in LATER
     ]
-    if query.quote:
-        faults.append(FieldError("/query/quote", "not supported yet"))
     if faults:
         raise Invalid("this asks for what is not supported yet", code="not_supported_yet", errors=faults)
 
@@ -184,7 +226,7 @@ async def _read_params(request: Request) -> tuple[dict[str, Any], bytes]:
     return params, hashlib.sha256(data).digest()
 
 
-def _split(events: str) -> list[str]:
+def split_events(events: str) -> list[str]:
     return list(dict.fromkeys(event.strip() for event in events.split(",")))
 
 
@@ -192,7 +234,14 @@ def _traceparent(text: str | None) -> str | None:
     return text if text is not None and TRACEPARENT.fullmatch(text) else None
 
 
-def _dry(version: Version, new: NewJob) -> dict[str, Any]:
+async def _quote(request: Request, version: Version) -> dict[str, Any]:
+    assert version.function_id is not None
+    async with services(request).pool.acquire() as conn:
+        found = await quotes.quote(conn, version.project_id, version.function_id)
+    return {"function": version.function_name, "version": version.number, **found}
+
+
+def dry_run(version: Version, new: NewJob) -> dict[str, Any]:
     return {
         "valid": True,
         "function": version.function_name,
@@ -204,5 +253,5 @@ def _dry(version: Version, new: NewJob) -> dict[str, Any]:
 ROUTES = (
     Route("POST", "/v1/functions/{name}/invoke", invoke, "Invoke a function", Scope.INVOKE,
           body=Params, body_required=False, query=InvokeQuery, headers=InvokeHeaders,
-          answers={200: (JobView, DryRun), 202: JobView}, tag="functions"),
+          answers={200: (JobView, DryRun, QuoteView), 202: JobView}, tag="functions"),
 )  # fmt: skip

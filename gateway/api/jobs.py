@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions import ids, versions
 from functions.db import Connection
-from functions.errors import Conflict, FieldError, Invalid, NotFound, RGridError
+from functions.errors import Conflict, Invalid, NotFound, RGridError
 from functions.ids import JobId
+from gateway.advancing import advance
 from gateway.api import paging
-from gateway.api.models import EventList, JobList, JobView, NothingMore, Status
+from gateway.api.filtering import JobFilters
+from gateway.api.models import EventList, JobList, JobView, NothingMore, Status, View
 from gateway.api.paging import PageQuery
 from gateway.api.submitting import ended, job_view, replay, submit
 from gateway.prefer import LONGEST_S, read_prefer
@@ -31,10 +32,11 @@ from gateway.routes import (
     read_query,
     services,
 )
-from scheduler import jobs, listing
+from scheduler import jobs, listing, redrive
+from scheduler.gates import GateId
 from scheduler.history import job_events
 from scheduler.inputs import check_inputs
-from scheduler.listing import Filters
+from scheduler.redrive import Changes, Redriving
 from scheduler.views import JobRecord, read_jobs
 from scheduler.wakeups import Topic
 
@@ -43,41 +45,28 @@ KEY_OF_JOB = """
 SELECT key_id FROM jobs WHERE project_id = $1 AND id = $2
 """
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
-
-def _plainly_written(text: object) -> object:
-    """Pydantic reads numbers and bare dates as times, too."""
-    if isinstance(text, str) and not _TIME.fullmatch(text):
-        raise ValueError("not an RFC 3339 time: write 2026-01-31T12:00:00Z")
-    return text
-
-
-def _utc(at: datetime) -> datetime:
-    try:
-        return at.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("out of range") from None
-
-
-Time = Annotated[AwareDatetime, BeforeValidator(_plainly_written), AfterValidator(_utc)]
-
-
-class JobsQuery(PageQuery):
-    function: str | None = Field(None, description="Of the functions that have or had this name.")
+class JobsQuery(PageQuery, JobFilters):
     status: Status | None = None
-    trigger: Literal["manual", "webhook", "schedule", "function"] | None = Field(
-        None, description="The trigger's kind."
-    )
-    since: Time | None = Field(None, description="Created at this time or later.")
-    until: Time | None = Field(None, description="Created before this time.")
-    batch: str | None = Field(None, description="Not supported yet.")
 
 
 class JobQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait: int = Field(0, ge=0, le=LONGEST_S, description="Seconds to hold the answer until the job has ended.")
+
+
+class RetryRequest(View):
+    """Without any of it, the new job is as the old one was."""
+
+    params: dict[str, Any] | None = Field(
+        None, description="Changes to the params, as a merge patch (RFC 7396): keys given replace, null takes away."
+    )
+    version: Annotated[int, Field(ge=1, le=2**31 - 1)] | Literal["current"] | None = Field(
+        None, description="A version of the function, or `current`; that of the old job unless given."
+    )
+
+    def changes(self) -> Changes:
+        return Changes(self.params, self.version)
 
 
 class RetryHeaders(BaseModel):
@@ -90,13 +79,10 @@ class RetryHeaders(BaseModel):
 async def list_jobs(request: Request) -> Response:
     """GET /v1/jobs: the newest first. A page may come short of `limit`: the list ends where `next_cursor` is null."""
     query = read_query(request, JobsQuery)
-    if query.batch is not None:
-        fault = FieldError("/query/batch", "not supported yet")
-        raise Invalid("batches are not supported yet", code="not_supported_yet", errors=[fault])
     before = paging.start(request, query)
-    filters = Filters(query.function, query.status, query.trigger, query.since, query.until)
+    filters = query.filters(query.status)
     project = caller(request).project_id
-    async with services(request).pool.acquire() as conn:
+    async with query.pool(services(request)).acquire() as conn:
         page = await listing.list_jobs(conn, project, filters, limit=query.limit, before=before)
         records = await read_jobs(conn, project, page.jobs)
     # One that has moved on between the two statements is another list's now.
@@ -122,12 +108,14 @@ async def cancel(request: Request) -> Response:
     """POST /v1/jobs/{id}/cancel: 200 if it has ended, now or before; 202 while its node stops it."""
     await read_body(request, NothingMore)
     opened, project, job = services(request), caller(request).project_id, named(request)
+    freed: set[GateId] = set()
     async with opened.pool.acquire() as conn:
         async with conn.transaction():
             before = await jobs.require(conn, project, job)
             if not before:
-                await jobs.cancel(conn, project, [job])
+                await jobs.cancel(conn, project, [job], freed)
         (record,) = await read_jobs(conn, project, [job])
+    await advance(opened.hot_pool, opened.wakeups, freed)
     if record.finished and not before:
         opened.wakeups.hint(Topic.OUTCOME)
         opened.wakeups.hint(Topic.DELIVERY)
@@ -135,15 +123,16 @@ async def cancel(request: Request) -> Response:
 
 
 async def retry(request: Request) -> Response:
-    """POST /v1/jobs/{id}/retry: a new job with the version, params and callback of a finished one."""
+    """POST /v1/jobs/{id}/retry: a new job like a finished one, with other params or of another version if asked."""
     headers = read_headers(request, RetryHeaders)
-    await read_body(request, NothingMore)
+    body = await read_body(request, RetryRequest)
     opened, who, job = services(request), caller(request), named(request)
     preference, key = read_prefer(headers.prefer), headers.idempotency_key
-    body_hash = hashlib.sha256(b"retry " + job.bytes).digest()
+    body_hash = hashlib.sha256(b"retry " + job.bytes + _wanted(body)).digest()
+    how = Redriving(opened.pool, opened.store, opened.sizing, opened.egress, body.changes(), who.key_id)
     try:
         async with opened.pool.acquire() as conn:
-            new = await jobs.retry(conn, who.project_id, job, opened.sizing)
+            new = await redrive.retry(conn, who.project_id, job, how)
             version = (await versions.by_ids(conn, [new.version_id]))[new.version_id]
         await check_inputs(opened.pool, new, opened.egress)
     except (Conflict, Invalid):
@@ -151,8 +140,12 @@ async def retry(request: Request) -> Response:
         if key is None or (before := await _retried_before(request, job, key, body_hash)) is None:
             raise
         return await replay(request, before, preference)
-    new = replace(new, key_id=who.key_id, idempotency_key=key, body_hash=body_hash)
-    return await submit(request, new, version, preference)
+    return await submit(request, replace(new, idempotency_key=key, body_hash=body_hash), version, preference)
+
+
+def _wanted(body: RetryRequest) -> bytes:
+    given = body.model_dump(exclude_unset=True)
+    return json.dumps(given, sort_keys=True).encode() if given else b""
 
 
 async def _retried_before(request: Request, job: JobId, key: str, body_hash: bytes) -> JobId | None:
@@ -208,7 +201,7 @@ ROUTES = (
     Route("POST", "/v1/jobs/{id}/cancel", cancel, "Cancel a job", Scope.WRITE,
           body=NothingMore, body_required=False, answers={200: JobView, 202: JobView}, tag="jobs"),
     Route("POST", "/v1/jobs/{id}/retry", retry, "Run a finished job again, as a new one", Scope.WRITE,
-          body=NothingMore, body_required=False, headers=RetryHeaders,
+          body=RetryRequest, body_required=False, headers=RetryHeaders,
           answers={200: JobView, 202: JobView}, tag="jobs"),
     Route("GET", "/v1/jobs/{id}/events", list_events, "What happened to a job", Scope.READ,
           answers={200: EventList}, tag="jobs", own=True),

@@ -19,6 +19,8 @@ from functions import ids, versions
 from functions.db import Connection
 from functions.errors import FieldError, Invalid, LeaseLost, RGridError, Unauthenticated, Unavailable
 from functions.ids import JobId, NodeId
+from functions.secrets import SecretMissing
+from gateway.advancing import advance
 from gateway.body import JSON
 from gateway.offers import InputUnavailable, job_lease
 from gateway.problems import Problem, kind_of
@@ -39,6 +41,7 @@ from nodes.protocol import (
     ReleaseRequest,
 )
 from scheduler import jobs, queue
+from scheduler.gates import GateId
 from scheduler.jobs import Report
 from scheduler.queue import Claimed
 from scheduler.wakeups import Topic
@@ -127,7 +130,15 @@ async def _offer(opened: Services, conn: Connection, node: NodeId, claimed: Clai
     """The lease for its node. A job that cannot be made ready ends here: it would fail again and again."""
     try:
         version = (await versions.by_ids(conn, [claimed.version_id]))[claimed.version_id]
-        return await job_lease(conn, opened.store, claimed, version, link_s=opened.settings.upload_s)
+        return await job_lease(
+            conn,
+            opened.store,
+            opened.sealer,
+            claimed,
+            version,
+            link_s=opened.settings.upload_s,
+            slot_memory=opened.sizing.slot_memory,
+        )
     except Exception as error:
         if isinstance(kind_of(error), Unavailable):
             raise  # the database's trouble, not the job's
@@ -136,12 +147,14 @@ async def _offer(opened: Services, conn: Connection, node: NodeId, claimed: Clai
         report = Report(
             claimed.token,
             "failed",
-            code="input_unavailable" if isinstance(error, InputUnavailable) else "internal",
+            code=error.code if isinstance(error, InputUnavailable | SecretMissing) else "internal",
             message=error.message if isinstance(error, RGridError) else "the job could not be made ready for a node",
             retryable=False,
         )
+    freed: set[GateId] = set()
     async with conn.transaction():
-        await jobs.finish(conn, node, claimed.job_id, report)
+        await jobs.finish(conn, node, claimed.job_id, report, opened.sizing, freed=freed)
+    await advance(opened.hot_pool, opened.wakeups, freed)
     hint_outcome(opened)
     opened.wakeups.hint(Topic.READY)  # its slot is free again
     return None
@@ -149,9 +162,11 @@ async def _offer(opened: Services, conn: Connection, node: NodeId, claimed: Clai
 
 async def _hand_back(opened: Services, node: NodeId, claimed: Sequence[Claimed]) -> None:
     held = [(each.job_id, each.token) for each in claimed]
+    freed: set[GateId] = set()
     try:
         async with opened.hot_pool.acquire() as conn, conn.transaction():
-            await jobs.release(conn, node, held, "the node was gone before it was answered")
+            await jobs.release(conn, node, held, "the node was gone before it was answered", freed)
+        await advance(opened.hot_pool, opened.wakeups, freed)
     except Exception as error:
         log.warning("claimed jobs not handed back", jobs=len(held), error=type(error).__name__)
     opened.wakeups.hint(Topic.READY)
@@ -198,11 +213,13 @@ async def release(request: Request) -> Response:
     body = await read_body(request, ReleaseRequest)
     opened, node = services(request), node_caller(request).node_id
     job, token = lease_of(request, body.token)
+    freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
         if await queue.find_held(conn, node, job, token) is None or not await jobs.release(
-            conn, node, [(job, token)], body.reason
+            conn, node, [(job, token)], body.reason, freed
         ):
             raise lease_lost()
+    await advance(opened.hot_pool, opened.wakeups, freed)
     opened.wakeups.hint(Topic.READY)
     hint_outcome(opened)
     return wire(Empty())
@@ -212,9 +229,11 @@ async def leave(request: Request) -> Response:
     """POST /node/v1/leave: the node goes for good. What it still holds is ready again at once."""
     await read_body(request, Empty)
     opened, node = services(request), node_caller(request).node_id
+    freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        await jobs.release(conn, node, await queue.held_by(conn, node), "the node left")
+        await jobs.release(conn, node, await queue.held_by(conn, node), "the node left", freed)
         await registry.leave(conn, node)
+    await advance(opened.hot_pool, opened.wakeups, freed)
     log.info("node left", node=ids.encode(ids.NODE, node))
     opened.wakeups.hint(Topic.READY)
     hint_outcome(opened)

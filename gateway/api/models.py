@@ -32,8 +32,8 @@ class OutputView(View):
     size: int
     sha256: str
     content_type: str
-    url: str
-    url_expires_at: datetime
+    url: str | None
+    url_expires_at: datetime | None
     link: str
 
 
@@ -102,9 +102,97 @@ class EventList(View):
     data: list[EventView]
 
 
+class BatchCounts(View):
+    scheduled: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    timed_out: int
+    cancelled: int
+    expired: int
+
+
+class BatchLinks(View):
+    self: str
+    jobs: str
+    cancel: str
+
+
+class BatchView(View):
+    """A batch. ``counts`` adds up to ``total``; a list leaves it out (null) while the batch runs."""
+
+    id: str
+    function: str | None
+    version: int | None
+    status: Literal["running", "completed"]
+    total: int
+    counts: BatchCounts | None
+    callback_url: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    links: BatchLinks
+
+
+class BatchList(View):
+    data: list[BatchView]
+    next_cursor: str | None
+
+
+class Refusal(View):
+    """A job that no new one can be made of, and why."""
+
+    job: str
+    code: str
+    message: str
+
+
+class BulkCancelled(View):
+    """``matched`` is what the filters fit; ``remaining`` of it is not dealt with yet: call again."""
+
+    dry_run: bool
+    matched: int
+    cancelled: int
+    remaining: int
+
+
+class BulkRetried(View):
+    """``skipped`` had been retried before and are not counted as matched; ``errors`` are the first of the refused."""
+
+    dry_run: bool
+    matched: int
+    retried: int
+    skipped: int
+    refused: int
+    remaining: int
+    errors: list[Refusal]
+
+
+class Spread(View):
+    p50: int
+    p95: int
+
+
+class CostSpread(View):
+    currency: str
+    p50: str
+    p95: str
+
+
+class QuoteView(View):
+    """What the last ``jobs`` of the function took and cost; null when there are none."""
+
+    function: str
+    version: int
+    jobs: int
+    run_ms: Spread | None
+    queue_ms: Spread | None
+    cost: CostSpread | None
+
+
 class DryRun(View):
     valid: Literal[True]
-    function: str
+    function: str | None
     version: int
     params: dict[str, Any]
 
@@ -128,12 +216,28 @@ class FunctionView(View):
     version: int
     manifest: dict[str, Any]
     image_digest: str | None
+    paused: bool
     created_at: datetime
     updated_at: datetime
 
 
 class AppliedView(FunctionView):
     changed: bool
+
+
+class Change(View):
+    """What an apply makes of a function, or would make: its manifest then, and ``before``, the one that it had."""
+
+    name: str
+    version: int
+    created: bool
+    changed: bool
+    manifest: dict[str, Any]
+    before: dict[str, Any] | None
+
+
+class ChangeList(View):
+    data: list[Change]
 
 
 class FunctionList(View):
@@ -152,6 +256,40 @@ class ArtifactView(View):
     url: str
     url_expires_at: datetime
     link: str
+
+
+class SingleUpload(View):
+    """One PUT of the whole file; ``headers`` are signed and must be sent exactly."""
+
+    url: str
+    headers: dict[str, str]
+
+
+class PartUpload(View):
+    """``url`` is null for a part that is there already, of the right size."""
+
+    number: int
+    size: int
+    uploaded: bool
+    url: str | None
+    headers: dict[str, str]
+
+
+class UploadView(View):
+    """An announced file. One that is not ``complete`` has either ``upload`` or ``parts``, whose links work until
+    ``expires_at``."""
+
+    id: str
+    uri: str
+    name: str
+    size: int
+    sha256: str
+    content_type: str
+    complete: bool
+    expires_at: datetime | None
+    upload: SingleUpload | None
+    part_size: int | None
+    parts: list[PartUpload] | None
 
 
 class NodeView(View):
@@ -202,7 +340,8 @@ class DeliveryView(View):
     """``id`` is the ``webhook-id`` of every attempt; ``next_at`` is when a pending one is tried next."""
 
     id: str
-    job: str
+    job: str | None
+    batch: str | None
     type: str
     url: str
     state: Literal["pending", "delivered", "exhausted"]

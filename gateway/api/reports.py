@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -15,12 +16,15 @@ from functions import artifacts, ids, versions
 from functions.artifacts import NewFile
 from functions.errors import FieldError, Invalid
 from functions.ids import ArtifactId, JobId, NodeId
+from gateway.advancing import advance
 from gateway.api.leases import hint_outcome, lease_lost, lease_of, node_route, wire
 from gateway.routes import Route, Scope, node_caller, read_body, read_headers, read_query, read_raw, services
 from gateway.services import Services
 from nodes.protocol import (
     LOG_CAP_BYTES,
     LOG_CHUNK_BYTES,
+    RESULT_OUTPUT,
+    RESULT_PATH,
     AttemptReport,
     CollectedFile,
     FinishAnswer,
@@ -31,6 +35,7 @@ from nodes.protocol import (
     UploadRequest,
 )
 from scheduler import jobs, logs, queue
+from scheduler.gates import GateId
 from scheduler.jobs import Report
 from scheduler.wakeups import Topic
 
@@ -90,7 +95,7 @@ async def reserve_outputs(request: Request) -> Response:
 def _files(collected: list[CollectedFile], names: set[str]) -> list[NewFile]:
     faults = []
     for index, file in enumerate(collected):
-        if file.output not in names:
+        if file.output not in names and (file.output, file.path) != (RESULT_OUTPUT, RESULT_PATH):
             faults.append(FieldError(f"/files/{index}/output", "the function has no such output"))
         if not file.path.startswith("/out/"):
             faults.append(FieldError(f"/files/{index}/path", "not below /out"))
@@ -107,8 +112,10 @@ async def finish(request: Request) -> Response:
     report = _report(body, token)
     if report.status == "succeeded":
         await _verify(opened, node, job, report)
+    freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        status = await jobs.finish(conn, node, job, report)
+        status = await jobs.finish(conn, node, job, report, opened.sizing, freed=freed)
+    await advance(opened.hot_pool, opened.wakeups, freed)
     hint_outcome(opened)
     return wire(FinishAnswer(status=status))
 
@@ -160,6 +167,7 @@ def _report(body: AttemptReport, token: UUID) -> Report:
         rejected=tuple({"path": each.path, "reason": each.reason} for each in body.rejected),
         timeline={str(stage): offset for stage, offset in body.timeline.items()},
         image_digest=body.image_digest,
+        wish=None if body.retry_after_s is None else timedelta(seconds=body.retry_after_s),
     )
 
 

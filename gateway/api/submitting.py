@@ -10,13 +10,15 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from functions import ids
+from functions import ids, uploads
 from functions.errors import Invalid, RGridError
 from functions.ids import JobId
 from functions.versions import Version
 from gateway.prefer import Preference
 from gateway.routes import caller, gone, services
+from scheduler.jobs import Submitted
 from scheduler.queue import NewJob
+from scheduler.spill import spilled
 from scheduler.views import JobRecord, job_object, new_record, read_jobs
 from scheduler.wakeups import Topic
 
@@ -26,16 +28,25 @@ LONGEST_PAUSE_S = 3600
 
 async def submit(request: Request, new: NewJob, version: Version, preference: Preference) -> Response:
     """202 once the job is committed; 200 if it has ended while the caller waited."""
-    opened = services(request)
-    answer = await opened.submitter.submit(new)
-    if isinstance(answer, RGridError):
-        raise answer
+    answer, new = await enter(request, new)
     if answer.created_at is None:
         return await replay(request, answer.job_id, preference)
-    if new.delay is None:
-        opened.wakeups.hint(Topic.READY)
     # Nothing can be in the row that is not known here, so that it need not be read.
     return await _answer(request, new_record(new, version, answer.created_at), preference, {})
+
+
+async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
+    """Put the job into the queue: it is committed then, as it is returned. Raises what keeps it out."""
+    opened = services(request)
+    new, params = await spilled(opened.pool, opened.store, new)
+    answer = await opened.submitter.submit(new)
+    if params is not None and (isinstance(answer, RGridError) or answer.replayed):
+        await uploads.discard(opened.pool, opened.store, params)
+    if isinstance(answer, RGridError):
+        raise answer
+    if answer.created_at is not None and new.delay is None:
+        opened.wakeups.hint(Topic.READY)
+    return answer, new
 
 
 async def replay(request: Request, job: JobId, preference: Preference) -> Response:
@@ -50,9 +61,7 @@ async def replay(request: Request, job: JobId, preference: Preference) -> Respon
     return await _answer(request, record, preference, {"Idempotent-Replayed": "true"})
 
 
-async def _answer(
-    request: Request, record: JobRecord, preference: Preference, headers: dict[str, str]
-) -> Response:
+async def _answer(request: Request, record: JobRecord, preference: Preference, headers: dict[str, str]) -> Response:
     headers["Location"] = f"/v1/jobs/{ids.encode(ids.JOB, record.id)}"
     if preference.applied is not None:
         headers["Preference-Applied"] = preference.applied

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from gateway.api import artifacts, callbacks, functions, health, invoke, jobs, leases, logs, nodes, reports
+from gateway.api import (
+    artifacts,
+    batches,
+    bulk,
+    callbacks,
+    files,
+    functions,
+    health,
+    invoke,
+    jobs,
+    leases,
+    logs,
+    nodes,
+    oneoff,
+    reports,
+    secrets,
+    specs,
+    uploads,
+)
 from gateway.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     *health.ROUTES,
     *functions.ROUTES,
     *invoke.ROUTES,
+    *batches.ROUTES,
+    *bulk.ROUTES,
+    *oneoff.ROUTES,
     *jobs.ROUTES,
+    *specs.ROUTES,
     *logs.ROUTES,
     *artifacts.ROUTES,
+    *uploads.ROUTES,
+    *files.ROUTES,
     *callbacks.ROUTES,
+    *secrets.ROUTES,
     *nodes.ROUTES,
     *leases.ROUTES,
     *reports.ROUTES,

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from gateway.cli.config import Context
-from gateway.cli.failures import Failed, Refused, problem_line
+from gateway.cli.failures import Failed, Refused, faults_of, problem_line
 
 CONNECT_S = 5.0
 READ_S = 30.0
@@ -111,11 +111,16 @@ class Api:
             options["json"] = body
         return _decoded(self, self._send("POST", path, repeatable=repeatable, **options))
 
-    def put(self, path: str, content: bytes, content_type: str) -> dict[str, Any]:
-        return _decoded(
-            self,
-            self._send("PUT", path, repeatable=True, content=content, headers={"Content-Type": content_type}),
-        )
+    def post_bytes(self, path: str, content: bytes, *, headers: Mapping[str, str]) -> dict[str, Any]:
+        """Send a body as it is; ``headers`` say what it is and carry an ``Idempotency-Key``."""
+        return _decoded(self, self._send("POST", path, repeatable=True, content=content, headers=dict(headers)))
+
+    def put(
+        self, path: str, content: bytes, content_type: str, params: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        headers = {"Content-Type": content_type}
+        answer = self._send("PUT", path, repeatable=True, content=content, headers=headers, params=_given(params))
+        return _decoded(self, answer)
 
     def delete(self, path: str) -> None:
         # Not repeated: after a lost answer the second one would say that there is no such thing.
@@ -200,7 +205,7 @@ class Api:
                 if self._has_key
                 else f": no API key for {self.url}, log in with 'rgrid login --url {self.url}' or set RGRID_API_KEY"
             )
-        return Refused(message, status=status, code=str(problem.get("code") or ""))
+        return Refused(message, status=status, code=str(problem.get("code") or ""), faults=faults_of(problem))
 
 
 def _problem(answer: httpx.Response) -> dict[str, Any] | None:

@@ -132,6 +132,8 @@ def _save(api: Api, job_id: str, output: dict[str, Any], target: Path, advance: 
 
 def _fetch(api: Api, job_id: str, output: dict[str, Any], opened: Any, advance: Advance) -> None:
     """Fill the file, going on where a broken connection left it; a link that ran out is renewed."""
+    if output["url"] is None:
+        raise Failed(f"{output['name']}: the file is not kept any more: its retention is over")
     digest, url = hashlib.sha256(), str(output["url"])
     for number in range(1, TRIES + 1):
         try:
@@ -187,7 +189,7 @@ def _read_on(url: str, output: dict[str, Any], opened: Any, digest: Any, advance
 
 def _fresh_url(api: Api, job_id: str, output: dict[str, Any]) -> str:
     for other in api.get(f"/v1/jobs/{job_id}")["outputs"]:
-        if other["artifact"] == output["artifact"]:
+        if other["artifact"] == output["artifact"] and other["url"] is not None:
             return str(other["url"])
     raise Failed(f"{output['name']}: the job no longer has this file")
 

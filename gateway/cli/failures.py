@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHOWN = 5
@@ -16,10 +16,14 @@ class Failed(Exception):
 class Refused(Failed):
     """The gateway answered with a problem document (or something else that is no success)."""
 
-    def __init__(self, message: str, *, status: int, code: str = "") -> None:
+    def __init__(
+        self, message: str, *, status: int, code: str = "", faults: Sequence[tuple[str, str]] = ()
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.faults = tuple(faults)
+        """Pointers into what was sent, each with what is wrong there."""
 
 
 class PipeClosed(Exception):
@@ -45,6 +49,12 @@ def problem_line(problem: Mapping[str, Any]) -> str:
     if code == "internal" and problem.get("instance"):
         said += f" (request {problem['instance']})"
     return in_one_line(f"{code}: {said}")
+
+
+def faults_of(problem: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The faults of a problem document: pointers and what is wrong there."""
+    found = [fault for fault in problem.get("errors") or () if isinstance(fault, Mapping)]
+    return [(str(fault.get("pointer") or ""), in_one_line(str(fault.get("message") or "not valid"))) for fault in found]
 
 
 def _fault(fault: Mapping[str, Any]) -> str:

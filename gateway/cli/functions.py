@@ -1,13 +1,12 @@
-"""``rgrid apply`` and ``rgrid functions``: what can run."""
+"""``rgrid functions``: what can run."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.failures import Failed, Refused
 from gateway.cli.options import FunctionName, Json, ListsByDefault, connected
 from gateway.cli.output import age, note, out, out_json, table
 
@@ -19,70 +18,49 @@ functions = typer.Typer(help="List, show, roll back and remove functions.", cls=
 Limit = Annotated[int, typer.Option("--limit", min=1, max=100_000, help="How many at most.")]
 
 
+def label(values: list[str] | None) -> list[str]:
+    for value in values or ():
+        if not re.fullmatch(r"[^=,]+=[^,]+", value):
+            raise typer.BadParameter(f"{value!r} does not read name=value")
+    return values or []
+
+
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel="Run")(apply)
     app.add_typer(functions, name="functions", rich_help_panel="Run")
-
-
-@connected
-def apply(
-    api: Api,
-    files: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--file", "-f", metavar="PATH", help="A manifest, a folder of them, or - for standard input."
-        ),
-    ] = None,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[PATH...]", help="More of them.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Make functions out of manifests, or new versions of those that changed."""
-    from gateway.cli.manifests import read_manifests
-
-    paths = [*(files or ()), *(more or ())]
-    if not paths:
-        raise typer.BadParameter("name a manifest or a folder of them", param_hint="--file")
-    manifests, passed_over = read_manifests(paths)
-    for source in passed_over:
-        note(f"{source}: no manifest, passed over")
-    applied: list[dict[str, Any]] = []
-    failures: list[str] = []
-    for manifest in manifests:
-        try:
-            answer = api.put(
-                f"/v1/functions/{manifest.name}", manifest.content, manifest.content_type
-            )
-        except Refused as refused:
-            failures.append(f"{manifest.source}: {refused}")
-            continue
-        applied.append(answer)
-        if not as_json:
-            out(
-                f"{answer['name']}  version {answer['version']}  {'changed' if answer['changed'] else 'unchanged'}"
-            )
-    if as_json:
-        out_json({"data": applied})
-    for failure in failures[:-1]:
-        note(f"error: {failure}")
-    if failures:
-        raise Failed(failures[-1])
+    for command in (pause, resume):
+        app.command(rich_help_panel="Run")(command)
 
 
 @functions.command("list")
 @connected
-def list_functions(api: Api, limit: Limit = 100, as_json: Json = False) -> None:
+def list_functions(
+    api: Api,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="NAME=VALUE", callback=label, help="With this label. May be repeated."),
+    ] = None,
+    limit: Limit = 100,
+    as_json: Json = False,
+) -> None:
     """List functions, the newest first."""
-    found = api.pages("/v1/functions", {}, limit=limit)
+    found = api.pages("/v1/functions", {"label": ",".join(labels or ()) or None}, limit=limit)
     if as_json:
         out_json(found)
         return
     table(
-        ("NAME", "VERSION", "UPDATED", "IMAGE", "DESCRIPTION"),
+        ("NAME", "VERSION", "STATE", "UPDATED", "IMAGE", "DESCRIPTION"),
         (
-            (one["name"], one["version"], age(one["updated_at"]), _image(one), one["description"])
+            (
+                one["name"],
+                one["version"],
+                "paused" if one["paused"] else "",
+                age(one["updated_at"]),
+                _image(one),
+                one["description"],
+            )
             for one in found["data"]
         ),
-        empty="no functions yet: make one with 'rgrid apply -f function.yaml'",
+        empty="no such functions" if labels else "no functions yet: make one with 'rgrid apply -f function.yaml'",
     )
     if found["next_cursor"]:
         note(f"there are more than {limit}: see them with --limit")
@@ -113,10 +91,7 @@ def versions(api: Api, name: FunctionName, limit: Limit = 100, as_json: Json = F
         return
     table(
         ("VERSION", "CREATED", "IMAGE", "DIGEST"),
-        (
-            (one["version"], age(one["created_at"]), one["image"], one["image_digest"])
-            for one in found["data"]
-        ),
+        ((one["version"], age(one["created_at"]), one["image"], one["image_digest"]) for one in found["data"]),
     )
 
 
@@ -134,6 +109,25 @@ def rollback(
         out_json(answer)
     else:
         out(f"{answer['name']}  version {answer['version']}")
+
+
+@connected
+def pause(api: Api, name: FunctionName, as_json: Json = False) -> None:
+    """Let a function's jobs wait; those that run finish."""
+    _switched(api.post(f"/v1/functions/{name}/pause", repeatable=True), as_json)
+
+
+@connected
+def resume(api: Api, name: FunctionName, as_json: Json = False) -> None:
+    """Let the jobs of a paused function go on."""
+    _switched(api.post(f"/v1/functions/{name}/resume", repeatable=True), as_json)
+
+
+def _switched(function: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        out_json(function)
+    else:
+        out(f"{function['name']}  {'paused' if function['paused'] else 'not paused'}")
 
 
 @functions.command()

@@ -12,7 +12,7 @@ from uuid import uuid4
 import typer
 
 from gateway.cli.failures import Failed
-from gateway.cli.options import FunctionName, Json, connected, duration, header
+from gateway.cli.options import Data, FunctionName, Json, Pairs, connected, duration, header
 from gateway.cli.output import note, out, out_json
 from gateway.cli.show import show_job, why
 
@@ -29,19 +29,12 @@ def invoke(
     api: Api,
     *,
     name: FunctionName,
-    pairs: Annotated[
+    pairs: Pairs = None,
+    data: Data = None,
+    files: Annotated[
         list[str] | None,
         typer.Option(
-            "--param",
-            "-p",
-            metavar="NAME=VALUE",
-            help="A param: JSON if it reads as JSON, else text; a.b=1 sets b inside a. May be repeated.",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", "-d", metavar="JSON", help="All params: JSON, @file, or - for standard input."
+            "--file", metavar="NAME=PATH", help="Upload a file; the param becomes its artifact:… May be repeated."
         ),
     ] = None,
     wait: Annotated[
@@ -83,6 +76,22 @@ def invoke(
         str | None,
         typer.Option("--delay", metavar="DURATION", callback=header, help="Start no sooner than this."),
     ] = None,
+    cancel_after: Annotated[
+        str | None,
+        typer.Option(
+            "--cancel-after", metavar="DURATION", callback=header, help="Cancel it then, waiting or running."
+        ),
+    ] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(
+            "--priority", metavar="DURATION", callback=header, help="As if it had been queued so much earlier."
+        ),
+    ] = None,
+    lane: Annotated[
+        str | None,
+        typer.Option("--lane", metavar="LANE", callback=header, help="standard or paid, instead of the manifest's."),
+    ] = None,
     version: Annotated[
         int | None,
         typer.Option("--version", min=1, max=2**31 - 1, help="An earlier version of the function."),
@@ -92,7 +101,7 @@ def invoke(
     """Run a function: prints the job's id, or with --wait, --follow or -o its outcome."""
     from gateway.cli.params import read_params
 
-    params = read_params(pairs or (), data)
+    given_params = read_params(pairs or (), data, files or ())
     waits = wait or following or directory is not None
     if timeout is not None and not waits:
         raise typer.BadParameter("only with --wait, --follow or -o", param_hint="--timeout")
@@ -101,15 +110,23 @@ def invoke(
         "Idempotency-Key": idempotency_key or uuid4().hex,
         "X-Callback-Url": callback_url,
         "RGrid-Delay": delay,
+        "Cancel-After": cancel_after,
+        "RGrid-Priority": priority,
+        "RGrid-Lane": lane,
         "RGrid-Version": None if version is None else str(version),
     }
     given = {header: value for header, value in headers.items() if value is not None}
     deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
+    params = given_params.with_files(lambda path: _uploaded(api, path))
     job = api.post(f"/v1/functions/{name}/invoke", params, headers=given, repeatable=True)
     if not waits:
-        _started(job, as_json)
+        started(job, as_json)
         return
-    job = _ended(api, job, following, deadline)
+    show_ended(api, ended(api, job, following, deadline), directory, force=force, as_json=as_json)
+
+
+def show_ended(api: Api, job: dict[str, Any], directory: Path | None, *, force: bool, as_json: bool) -> None:
+    """Print the finished job and save its files; raises ``Failed`` if it is no success."""
     if as_json:
         out_json(job)
     else:
@@ -124,7 +141,13 @@ def invoke(
             (note if as_json else out)(f"saved {saved.path}")
 
 
-def _started(job: dict[str, Any], as_json: bool) -> None:
+def _uploaded(api: Api, path: Path) -> str:
+    from gateway.cli.uploads import upload
+
+    return upload(api, path).uri
+
+
+def started(job: dict[str, Any], as_json: bool) -> None:
     if as_json:
         out_json(job)
         return
@@ -133,7 +156,7 @@ def _started(job: dict[str, Any], as_json: bool) -> None:
         note(f"{job['status']}: follow it with 'rgrid logs -f {job['id']}'")
 
 
-def _ended(api: Api, job: dict[str, Any], following: bool, deadline: float | None) -> dict[str, Any]:
+def ended(api: Api, job: dict[str, Any], following: bool, deadline: float | None) -> dict[str, Any]:
     """The finished job. However the waiting ends, the job itself goes on, and the user is told its id."""
     from gateway.cli.waiting import TERMINAL, follow, wait_watched
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 import typer
 
-from gateway.cli import completion
+from gateway.cli import bulk, completion
 from gateway.cli.failures import Failed, Refused
-from gateway.cli.options import JobId, JobIds, Json, connected, moment
+from gateway.cli.options import JobId, Json, Yes, connected, moment, plain_id_or_none, plain_ids
 from gateway.cli.output import note, out, out_json, table
 from gateway.cli.show import COLUMNS, event_rows, row, show_job
 
@@ -29,6 +30,40 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
+class Trigger(StrEnum):
+    MANUAL = "manual"
+    WEBHOOK = "webhook"
+    SCHEDULE = "schedule"
+    FUNCTION = "function"
+
+
+OfFunction = Annotated[
+    str | None,
+    typer.Option("--function", metavar="NAME", help="Of this function only.", autocompletion=completion.functions),
+]
+OfStatus = Annotated[Status | None, typer.Option("--status", help="In this state only.")]
+OfBatch = Annotated[
+    str | None, typer.Option("--batch", metavar="ID", help="Of this batch only.", callback=plain_id_or_none)
+]
+OfTrigger = Annotated[Trigger | None, typer.Option("--trigger", help="Caused so only.")]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since", metavar="TIME", callback=moment, help="Created at or after: 2h (ago), a date or a time."
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", callback=moment, help="Created before: likewise.")
+]
+SomeIds = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[ID...]", help="Ids of jobs, or else filters.", callback=plain_ids, autocompletion=completion.jobs
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With filters: only say how many jobs they fit.")]
+
+
 def register(app: typer.Typer) -> None:
     for command in (jobs, job, events, cancel, retry):
         app.command(rich_help_panel="Jobs")(command)
@@ -38,31 +73,20 @@ def register(app: typer.Typer) -> None:
 def jobs(
     api: Api,
     *,
-    function: Annotated[
-        str | None,
-        typer.Option(
-            "--function", metavar="NAME", help="Of this function only.", autocompletion=completion.functions
-        ),
-    ] = None,
-    status: Annotated[Status | None, typer.Option("--status", help="In this state only.")] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since",
-            metavar="TIME",
-            callback=moment,
-            help="Created at or after: 2h (ago), a date or a time.",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="TIME", callback=moment, help="Created before: likewise.")
-    ] = None,
+    function: OfFunction = None,
+    status: OfStatus = None,
+    batch: OfBatch = None,
+    trigger: OfTrigger = None,
+    since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="How many at most.")] = 20,
     as_json: Json = False,
 ) -> None:
     """List jobs, the newest first."""
-    wanted = {"function": function, "status": status and status.value, "since": since, "until": until}
-    found = api.pages("/v1/jobs", wanted, limit=limit)
+    filters = _filters(
+        function=function, status=status, batch=batch, trigger=trigger, since=since, until=until
+    )
+    found = api.pages("/v1/jobs", filters, limit=limit)
     if as_json:
         out_json(found)
         return
@@ -92,25 +116,109 @@ def events(api: Api, job_id: JobId, as_json: Json = False) -> None:
 
 
 @connected
-def cancel(api: Api, job_ids: JobIds, as_json: Json = False) -> None:
+def cancel(
+    api: Api,
+    *,
+    job_ids: SomeIds = None,
+    function: OfFunction = None,
+    status: OfStatus = None,
+    batch: OfBatch = None,
+    trigger: OfTrigger = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Cancel jobs: those that wait end at once, those that run are stopped."""
 
     def said(answer: dict[str, Any]) -> str:
         return f"{answer['id']}  {answer['status']}" + (", stopping" if answer["status"] == "running" else "")
 
-    # Cancelling twice is cancelling once.
-    _each(job_ids, lambda job_id: api.post(f"/v1/jobs/{job_id}/cancel", repeatable=True), said, as_json)
+    filters = _filters(
+        function=function, status=status, batch=batch, trigger=trigger, since=since, until=until
+    )
+    if _by_id(job_ids, filters, dry_run):
+        # Cancelling twice is cancelling once.
+        _each(job_ids or [], lambda job_id: api.post(f"/v1/jobs/{job_id}/cancel", repeatable=True), said, as_json)
+        return
+    done = bulk.run(api, "cancel", filters, dry_run=dry_run, yes=yes)
+    if as_json:
+        out_json(done)
+    else:
+        out(bulk.said(done, "cancelled"))
 
 
 @connected
-def retry(api: Api, job_ids: JobIds, as_json: Json = False) -> None:
-    """Run finished jobs again, as new jobs with the same params: prints the new ids."""
-    _each(
-        job_ids,
-        lambda job_id: api.post(f"/v1/jobs/{job_id}/retry"),
-        lambda answer: str(answer["id"]),
-        as_json,
+def retry(
+    api: Api,
+    *,
+    job_ids: SomeIds = None,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", "-p", metavar="NAME=VALUE", help="Another value of a param; null takes it away. May be repeated."
+        ),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--version", metavar="N|current", help="Of another version than it was.", callback=bulk.version_or_current
+        ),
+    ] = None,
+    function: OfFunction = None,
+    status: OfStatus = None,
+    batch: OfBatch = None,
+    trigger: OfTrigger = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Run finished jobs again, as new jobs: prints the new ids.
+
+    With filters instead of ids: all failed, timed out and expired jobs that they fit, unless --status says otherwise.
+    Jobs that were retried before are left alone then.
+    """
+    changes = bulk.changes(pairs, version)
+    filters = _filters(
+        function=function, status=status, batch=batch, trigger=trigger, since=since, until=until
     )
+    if _by_id(job_ids, filters, dry_run):
+        _each(
+            job_ids or [],
+            # A key of ours, so that asking again after a lost answer never makes a second job.
+            lambda job_id: api.post(
+                f"/v1/jobs/{job_id}/retry", changes, headers={"Idempotency-Key": uuid4().hex}, repeatable=True
+            ),
+            lambda answer: str(answer["id"]),
+            as_json,
+        )
+        return
+    done = bulk.run(api, "retry", {**filters, **changes}, dry_run=dry_run, yes=yes)
+    if as_json:
+        out_json(done)
+    else:
+        out(bulk.said(done, "retried"))
+    for error in done["errors"]:
+        note(f"error: {error['job']}: {error['code']}: {error['message']}")
+    if done["refused"]:
+        raise Failed(f"{done['refused']} jobs could not be run again")
+
+
+def _filters(**given: str | None) -> dict[str, Any]:
+    """Those that were given, as the API calls them."""
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _by_id(job_ids: list[str] | None, filters: dict[str, Any], dry_run: bool) -> bool:
+    """Whether jobs are named; else filters are."""
+    if bool(job_ids) == bool(filters):
+        raise typer.BadParameter("name jobs, or filters such as --function", param_hint="ID")
+    if job_ids and dry_run:
+        raise typer.BadParameter("only with filters", param_hint="--dry-run")
+    return bool(job_ids)
 
 
 def _each(

@@ -15,19 +15,28 @@ import typer
 
 from functions.errors import RGridError
 from gateway.cli import (
+    apply,
+    batch,
     callbacks,
     config,
     contexts,
     deliveries,
     demo,
+    deploy,
     doctor,
     files,
     functions,
     invoke,
     jobs,
     logs,
+    new,
     nodes,
+    oneoff,
     processes,
+    quote,
+    repro,
+    schema,
+    secrets,
 )
 from gateway.cli.failures import Failed, PipeClosed, in_one_line, problem_line
 from gateway.cli.options import Key, Project, Url
@@ -70,7 +79,11 @@ def root(
 
 
 # In the order that --help lists them.
-for _module in (processes, demo, doctor, functions, invoke, jobs, logs, files, callbacks, deliveries, nodes, contexts):
+for _module in (
+    processes, demo, doctor,
+    new, deploy, apply, schema, functions, secrets, invoke, oneoff, batch, quote,
+    jobs, logs, files, repro, callbacks, deliveries, nodes, contexts,
+):  # fmt: skip
     _module.register(app)
 
 

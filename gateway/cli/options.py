@@ -40,6 +40,7 @@ Project = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON and nothing else.")]
 
 
@@ -50,8 +51,12 @@ def plain_id(value: str) -> str:
     return value
 
 
-def plain_ids(values: list[str]) -> list[str]:
-    return [plain_id(value) for value in values]
+def plain_ids(values: list[str] | None) -> list[str]:
+    return [plain_id(value) for value in values or ()]
+
+
+def plain_id_or_none(value: str | None) -> str | None:
+    return None if value is None else plain_id(value)
 
 
 FunctionName = Annotated[
@@ -60,9 +65,18 @@ FunctionName = Annotated[
 JobId = Annotated[
     str, typer.Argument(metavar="ID", help="The job's id.", callback=plain_id, autocompletion=completion.jobs)
 ]
-JobIds = Annotated[
-    list[str],
-    typer.Argument(metavar="ID...", help="Ids of jobs.", callback=plain_ids, autocompletion=completion.jobs),
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        "-p",
+        metavar="NAME=VALUE",
+        help="A param: JSON if it reads as JSON, else text; a.b=1 sets b inside a. May be repeated.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", "-d", metavar="JSON", help="All params: JSON, @file, or - for standard input."),
 ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,41 @@ LARGEST = 1024 * 1024
 _DOT = re.compile(r"(?<!\\)\.")
 
 
-def read_params(pairs: Sequence[str], data: str | None) -> dict[str, Any]:
-    """The object of ``data`` (JSON, ``@file`` or ``-``) with each pair set in it."""
+Place = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """``params`` as they were given, and the files that become params once they are uploaded."""
+
+    params: dict[str, Any]
+    files: list[tuple[Place, Path]]
+
+    def with_files(self, upload: Callable[[Path], str]) -> dict[str, Any]:
+        """The params, with each file's ``artifact:…`` in its place."""
+        for place, file in self.files:
+            _set(self.params, place, upload(file))
+        return self.params
+
+
+def read_params(pairs: Sequence[str], data: str | None, files: Sequence[str] = ()) -> Given:
+    """The object of ``data`` (JSON, ``@file`` or ``-``) with each pair set in it; ``files`` read name=path."""
     params = _object(data) if data is not None else {}
-    given: set[tuple[str, ...]] = set()
-    for pair in pairs:
+    places = _places([*((pair, "--param") for pair in pairs), *((file, "--file") for file in files)])
+    for (place, value), _ in zip(places, pairs, strict=False):
+        _set(params, place, value_of(value))
+    return Given(params, [(place, _file(value)) for place, value in places[len(pairs) :]])
+
+
+def _places(given_pairs: Sequence[tuple[str, str]]) -> list[tuple[Place, str]]:
+    """Where each value goes, each place once."""
+    places: list[tuple[Place, str]] = []
+    given: set[Place] = set()
+    for pair, option in given_pairs:
         name, equals, value = pair.partition("=")
         path = tuple(part.replace("\\.", ".") for part in _DOT.split(name))
         if not equals or not all(path):
-            raise _bad(f"{pair!r} does not read name=value")
+            raise _bad(f"{pair!r} does not read name={'path' if option == '--file' else 'value'}", option)
         clash = next(
             (other for other in given if path[: len(other)] == other or other[: len(path)] == path), None
         )
@@ -34,11 +61,23 @@ def read_params(pairs: Sequence[str], data: str | None) -> dict[str, Any]:
             raise _bad(
                 f"{name} is set twice"
                 if clash == path
-                else f"{name} and {'.'.join(clash)} exclude each other"
+                else f"{name} and {'.'.join(clash)} exclude each other",
+                option,
             )
         given.add(path)
-        _set(params, path, value_of(value))
-    return params
+        places.append((path, value))
+    return places
+
+
+def _file(name: str) -> Path:
+    """A file that can be read; said before anything is sent."""
+    try:
+        with Path(name).open("rb"):
+            return Path(name)
+    except OSError as error:
+        raise _bad(f"{name}: {error.strerror}", "--file") from None
+    except ValueError:  # a NUL in the name
+        raise _bad(f"{name!r} is not a file's name", "--file") from None
 
 
 def value_of(text: str) -> Any:
@@ -90,5 +129,5 @@ def _content(data: str) -> bytes:
     return content
 
 
-def _bad(message: str) -> typer.BadParameter:
-    return typer.BadParameter(message, param_hint="--param")
+def _bad(message: str, option: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=option)

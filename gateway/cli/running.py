@@ -89,6 +89,40 @@ def run_migrate() -> int:
     return 0
 
 
+def run_reseal() -> int:
+    """Seal everything in ``RGRID_DATABASE_URL`` with the first of ``RGRID_SECRET_KEY`` and print how much that was."""
+    import asyncpg
+
+    from functions.errors import RGridError
+    from functions.sealing import Sealer
+    from gateway.database import open_pool
+    from gateway.resealing import Resealed, reseal
+
+    url, keys = os.environ.get("RGRID_DATABASE_URL"), os.environ.get("RGRID_SECRET_KEY")
+    if not url or not keys:
+        missing = "RGRID_DATABASE_URL" if not url else "RGRID_SECRET_KEY"
+        return _complain(USAGE, f"{missing} is missing: this runs with the settings of the gateway")
+
+    async def seal_again() -> Resealed:
+        sealer = Sealer(keys)
+        pool = await open_pool(url)
+        try:
+            return await reseal(pool, sealer)
+        finally:
+            pool.terminate()
+
+    try:
+        done = asyncio.run(seal_again())
+    except RGridError as error:
+        return _complain(FAILED, error.message)
+    except asyncpg.PostgresError as error:
+        return _complain(FAILED, f"PostgreSQL refuses: {error}")
+    print(f"sealed with the first key now: {done.secrets} secret(s), {done.callback_secrets} callback secret(s)")
+    if done.closed:
+        return _complain(FAILED, f"no key opens {', '.join(done.closed[:20])}: is an old key missing?")
+    return 0
+
+
 def _with_settings(serve: Callable[[Settings], Awaitable[None]]) -> int:
     import uvloop
     from pydantic import ValidationError

@@ -27,6 +27,7 @@ from scheduler.wakeups import Topic
 from tests.gateway.conftest import client_of
 
 LEASE = timedelta(seconds=60)
+SECRET = "TOKEN"
 
 ADD_PROJECT = """
 WITH account AS (
@@ -166,6 +167,7 @@ class OneOfEach:
     delivery: str
     node: str
     node_credential: str
+    batch: str = f"bat_{'0' * 32}"
 
     def of(self, path: str) -> dict[str, str]:
         """Values for the parameters of a path of the table; ``KeyError`` for one that is new to this."""
@@ -175,10 +177,15 @@ class OneOfEach:
             return {"job": self.job} if "{job}" in path else {}
         if "{" not in path:
             return {}
+        if path.startswith("/f/"):
+            return {"project": "default", "function": self.function} | ({"id": self.job} if "{id}" in path else {})
         resource = path.split("/")[2]
         if resource == "functions":
             return {"name": self.function}
-        ids = {"jobs": self.job, "artifacts": self.artifact, "deliveries": self.delivery, "nodes": self.node}
+        if resource == "secrets":
+            return {"name": SECRET}
+        ids = {"jobs": self.job, "artifacts": self.artifact, "deliveries": self.delivery, "nodes": self.node,
+               "batches": self.batch}  # fmt: skip
         return {"id": ids[resource]}
 
 
@@ -198,6 +205,9 @@ async def make_one_of_each(services: Services, api: httpx.AsyncClient) -> OneOfE
         (artifact,) = await artifacts.reserve(conn, project, claimed.job_id, claimed.attempt, [file])
     await finish(services, node, claimed, artifacts=(artifact.id,))
     (delivery,) = (await api.get("/v1/deliveries")).json()["data"]
+    assert (await api.post("/v1/secrets", json={"name": SECRET, "value": "hunter22"})).status_code == 201
+    batch = await api.post("/v1/functions/thumbnail/batch", json=[{"video": "v"}], headers={"RGrid-Delay": "1h"})
+    assert batch.status_code == 202, batch.text
     return OneOfEach(
         "thumbnail", job["id"], ids.encode(ids.ARTIFACT, artifact.id), artifact.link_token, delivery["id"],
         ids.encode(ids.NODE, node), credential,

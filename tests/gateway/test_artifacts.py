@@ -9,8 +9,8 @@ import httpx
 import pytest
 import structlog.testing
 
-from functions import ids
-from gateway.api.models import ArtifactView
+from functions import expiring, ids
+from gateway.api.models import ArtifactView, JobView
 from gateway.auth import add_key
 from gateway.services import Services
 from tests.gateway import work
@@ -96,6 +96,25 @@ async def test_files_of_an_attempt_that_did_not_win_are_invisible(
     for path in (f"/v1/artifacts/{artifact}", f"/r/{token}"):
         answer = await api.get(path)
         assert (answer.status_code, answer.json()["code"]) == (404, "artifact_not_found")
+
+
+async def test_a_file_whose_time_is_over_is_gone_and_its_job_still_lists_it(
+    services: Services, node: Node, api: httpx.AsyncClient
+) -> None:
+    lease, artifact = await uploaded(services, node)
+    token = await link_token(services, artifact)
+    await node.finish(lease, artifacts=[artifact])
+    async with services.pool.acquire() as conn:
+        await expiring.expire_outputs(conn, [work.uuid_of(str(lease["job_id"]))], limit=10)
+    assert await expiring.remove_once(services.pool, services.store, limit=10) == 1
+    for answer in (
+        await api.get(f"/v1/artifacts/{artifact}"),
+        await api.get(f"/r/{token}"),
+        await api.post(f"/v1/artifacts/{artifact}/revoke-link"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (410, "artifact_gone")
+    (output,) = JobView.model_validate((await api.get(f"/v1/jobs/{lease['job_id']}")).json()).outputs
+    assert (output.artifact, output.url, output.url_expires_at) == (artifact, None, None)
 
 
 async def test_files_of_another_project_do_not_exist(services: Services, node: Node, api: httpx.AsyncClient) -> None:

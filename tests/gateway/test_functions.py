@@ -9,10 +9,12 @@ import httpx
 import pytest
 import yaml
 
-from gateway.api.models import AppliedView, FunctionList, FunctionView, JobView, VersionList
+from gateway.api.models import AppliedView, Change, ChangeList, FunctionList, FunctionView, JobView, VersionList
+from gateway.api.specs import SpecView
 from gateway.services import Services
 from tests.gateway.making import claim, finish, make_function, make_job, make_node, manifest
 
+VIDEO = {"type": "object", "properties": {"video": {"type": "string"}}}
 LARGE = {"job": {"image": "a", "resources": {"cpu": 64}}}
 
 
@@ -119,7 +121,7 @@ async def test_twenty_applies_at_once_make_one_version_each_spec(api: httpx.Asyn
         ("other", {}, 422, "invalid", "/metadata/name"),
         ("Other", {}, 422, "invalid", "/metadata/name"),
         ("thumbnail", {"unknown": 1}, 422, "manifest_invalid", "/spec/unknown"),
-        ("thumbnail", {"queue": {"priority": "60s"}}, 422, "not_supported_yet", "/spec/queue"),
+        ("thumbnail", {"triggers": {}}, 422, "not_supported_yet", "/spec/triggers"),
         ("thumbnail", LARGE, 422, "too_large_for_any_node", "/spec/job/resources/cpu"),
         ("thumbnail", {"callbacks": [{"url": "http://127.0.0.1/"}]}, 422, "url_refused", "/spec/callbacks/0/url"),
     ],
@@ -149,3 +151,74 @@ async def test_a_version_that_does_not_exist_is_404(api: httpx.AsyncClient) -> N
         "/v1/functions/thumbnail/invoke", json={"video": "v"}, headers={"RGrid-Version": "7"}
     )
     assert (invoked.status_code, invoked.json()["code"]) == (404, "version_not_found")
+
+
+async def test_several_manifests_are_applied_all_or_none(api: httpx.AsyncClient) -> None:
+    good, other = manifest("good"), manifest("other")
+    bad = manifest("bad", jobs={})
+    answer = await api.post("/v1/functions", json={"manifests": [good, bad, good]})
+    assert (answer.status_code, answer.json()["code"]) == (422, "manifest_invalid")
+    assert [error["pointer"] for error in answer.json()["errors"]] == [
+        "/manifests/1/spec/jobs", "/manifests/2/metadata/name",
+    ]  # fmt: skip
+    planned = await api.post("/v1/functions?dry_run=1", json={"manifests": [good, other]})
+    changes = ChangeList.model_validate_json(planned.content).data
+    assert [(one.name, one.version, one.created, one.before) for one in changes] == [
+        ("good", 1, True, None), ("other", 1, True, None),
+    ]  # fmt: skip
+    assert (await api.get("/v1/functions")).json()["data"] == []
+    applied = (await api.post("/v1/functions", json={"manifests": [good, other]})).json()["data"]
+    assert applied == planned.json()["data"]
+    assert len((await api.get("/v1/functions")).json()["data"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        ({}, "/manifests"), ([], "/manifests"), ({"manifests": []}, "/manifests"), ({"manifests": {}}, "/manifests"),
+        ({"manifests": [{}], "more": 1}, "/more"),
+    ],
+)  # fmt: skip
+async def test_what_is_no_list_of_manifests_is_refused(api: httpx.AsyncClient, body: Any, at: str) -> None:
+    answer = await api.post("/v1/functions", json=body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, at)
+
+
+async def test_a_dry_run_of_an_apply_says_what_would_change(api: httpx.AsyncClient) -> None:
+    await make_function(api)
+    wanted = manifest()
+    wanted["spec"]["job"]["image"] = "busybox:9"
+    for _ in range(2):
+        change = Change.model_validate_json(
+            (await api.put("/v1/functions/thumbnail?dry_run=1", json=wanted)).content
+        )
+        assert (change.version, change.changed, change.created) == (2, True, False)
+        assert change.before is not None and change.before["spec"]["job"]["image"] == "busybox:1"
+        assert change.manifest["spec"]["job"]["image"] == "busybox:9"
+    assert (await api.get("/v1/functions/thumbnail")).json()["version"] == 1
+
+
+async def test_functions_are_listed_by_label(api: httpx.AsyncClient) -> None:
+    for name, labels in (("a", {"team": "media"}), ("b", {"team": "media", "x/y": "1=2"}), ("c", {})):
+        document = manifest(name)
+        document["metadata"]["labels"] = labels
+        assert (await api.put(f"/v1/functions/{name}", json=document)).status_code == 201
+
+    async def named(label: str) -> list[str]:
+        return [one["name"] for one in (await api.get("/v1/functions", params={"label": label})).json()["data"]]
+
+    assert await named("team=media") == ["b", "a"]
+    assert await named("team=media,x/y=1=2") == ["b"]
+    assert await named("team=other") == []
+    for bad in ("", "team", "=media", "team=media,"):
+        answer = await api.get("/v1/functions", params={"label": bad})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/label")
+
+
+async def test_what_a_job_runs_is_shown_filled_in(api: httpx.AsyncClient) -> None:
+    await make_function(api, job={"image": "busybox:1", "env": {"V": "{{ params.video }}"}}, params=VIDEO)
+    job = await make_job(api)
+    spec = SpecView.model_validate_json((await api.get(f"/v1/jobs/{job['id']}/spec")).content)
+    assert (spec.env, spec.params, spec.secrets, spec.image.reference) == ({"V": "v"}, {"video": "v"}, [], "busybox:1")
+    missing = await api.get(f"/v1/jobs/job_{'0' * 32}/spec")
+    assert (missing.status_code, missing.json()["code"]) == (404, "job_not_found")

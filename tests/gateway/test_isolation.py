@@ -15,7 +15,7 @@ from gateway.services import Services
 from tests.gateway.conftest import client_of
 from tests.gateway.making import OneOfEach, make_one_of_each, manifest, project_client
 
-BODIES = {"rollback": {"version": 1}, "invoke": {"video": "v"}}
+BODIES = {"rollback": {"version": 1}, "invoke": {"video": "v"}, "batch": [{"video": "v"}]}
 OWN_NAME = {("PUT", "/v1/functions/{name}")}
 """Calls that make something of the caller's own, under a name that somebody else may use, too."""
 
@@ -99,7 +99,7 @@ async def test_a_cursor_of_another_project_is_refused(services: Services, api: h
     "wrong",
     [
         "0", "x", "job", "job_", "job_1", "JOB_" + "0" * 32, "job_" + "0" * 31, "job_" + "0" * 33, "job_" + "g" * 32,
-        "art_" + "0" * 32, str(UUID(int=1)), "null", "-1", "~", "x" * 3000, "__proto__", "job_" + "0" * 32 + "_",
+        "art_" + "0" * 32, str(UUID(int=1)), "null", "-1", "~", "x" * 1000, "__proto__", "job_" + "0" * 32 + "_",
     ],
 )  # fmt: skip
 async def test_what_can_be_no_id_is_404(shared_api: httpx.AsyncClient, route: Route, wrong: str) -> None:

@@ -122,9 +122,10 @@ async def test_a_lease_has_all_that_the_node_needs(services: Services, node: Nod
         "slots": 1,
         "function": "echo",
         "version": 1,
-        "image": {"reference": "busybox:1", "pinned": None},
+        "image": {"reference": "busybox:1", "pinned": None, "archive": None, "login": None},
         "command": ["convert", "two words"],
         "env": {"WHO": job},
+        "secrets": {},
         "resources": {"cpu": 0.5, "memory_bytes": 64 * 2**20, "disk_bytes": 32 * 2**20},
         "inputs": [{"path": "/in/a", "url": None, "content": "is 7", "trusted": False, "size": None, "sha256": None}],
         "outputs": [{"path": "/out/*.txt", "name": "texts", "content_type": "text/plain", "required": False}],
@@ -291,7 +292,7 @@ async def test_the_digest_that_ran_is_what_every_later_attempt_runs(services: Se
     assert first["image"]["pinned"] is None
     assert (await node.finish(first, image_digest=digest)).status_code == 200
     second = await node.claim_one()
-    assert second["image"] == {"reference": "busybox:1", "pinned": digest}
+    assert (second["image"]["reference"], second["image"]["pinned"]) == ("busybox:1", digest)
     refused = await node.finish(second, image_digest="anything else")
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/image_digest")
 

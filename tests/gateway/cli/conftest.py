@@ -79,9 +79,9 @@ class Connected:
         done = await self("apply", "-f", "-", stdin=manifest(**changes))
         assert done.status == 0, done
 
-    async def worker(self) -> Worker:
+    async def worker(self, slots: int = 4) -> Worker:
         token = (await self("nodes", "add", "--json")).json["join_token"]
-        return await asyncio.to_thread(Worker, self.url, token)
+        return await asyncio.to_thread(Worker, self.url, token, slots)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.gateway.cli.worker import Worker
 async def test_apply_makes_versions_of_what_changed(call: Connected, tmp_path: Path) -> None:
     file = tmp_path / "function.json"
     file.write_bytes(manifest())
-    assert (await call("apply", "-f", file)).out == "greet  version 1  changed\n"
+    assert (await call("apply", "-f", file)).out == "greet  version 1  created\n"
     assert (await call("apply", file)).out == "greet  version 1  unchanged\n"
     file.write_bytes(manifest(command="yes"))
     (answer,) = (await call("apply", "-f", file, "--json")).json["data"]
@@ -37,14 +37,6 @@ async def test_what_get_prints_is_a_manifest_that_changes_nothing(call: Connecte
     await call.apply()
     printed = (await call("functions", "get", "greet")).out
     assert (await call("apply", "-f", "-", stdin=printed.encode())).out == "greet  version 1  unchanged\n"
-
-
-async def test_a_refused_manifest_does_not_stop_the_others(call: Connected, tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_bytes(manifest("bad", nonsense=1))
-    (tmp_path / "good.json").write_bytes(manifest("good"))
-    done = await call("apply", tmp_path)
-    assert (done.status, done.out) == (1, "good  version 1  changed\n")
-    assert "bad.json: " in done.err and "/spec/nonsense" in done.err and done.err.count("\n") == 1
 
 
 async def test_a_job_is_seen_cancelled_and_run_again(call: Connected) -> None:
@@ -70,6 +62,28 @@ async def test_the_same_idempotency_key_is_the_same_job(call: Connected) -> None
     assert (await call("invoke", "greet", "--idempotency-key", "k")).out == first.out
     other = await call("invoke", "greet", "--idempotency-key", "k", "-p", "who=x")
     assert other.refused().startswith("idempotency_key_reused: ")
+
+
+async def test_a_paused_function_waits_until_it_is_resumed(call: Connected) -> None:
+    await call.apply()
+    assert (await call("pause", "greet")).out == "greet  paused\n"
+    assert "paused" in (await call("functions")).out
+    job_id = (await call("invoke", "greet", "--priority", "60s", "--cancel-after", "1h")).out.strip()
+    assert (await call("job", job_id, "--json")).json["wait_reason"] == "paused"
+    assert (await call("resume", "greet", "--json")).json["paused"] is False
+    assert (await call("job", job_id, "--json")).json["wait_reason"] != "paused"
+    line = (await call("invoke", "greet", "--lane", "fast")).refused()
+    assert "RGrid-Lane" in line
+
+
+async def test_a_quote_is_judged_by_what_has_run(call: Connected) -> None:
+    await call.apply()
+    assert "no finished jobs yet" in (await call("quote", "greet")).err
+    assert (await call("quote", "greet", "-p", "who=3")).refused().startswith("params_invalid: /who")
+    with await call.worker() as worker:
+        await call("invoke", "greet")
+        await working(worker, None)
+    assert (await call("quote", "greet", "--json")).json["function"] == "greet"
 
 
 async def test_the_gateways_faults_are_one_line(call: Connected) -> None:

@@ -25,11 +25,38 @@ def test_a_folder_gives_its_manifests_and_passes_over_other_files(tmp_path: Path
     (tmp_path / "a.json").write_text('{"kind": "Function", "metadata": {"name": "ay"}}')
     (tmp_path / "params.json").write_text('{"width": 3}')
     (tmp_path / "README.md").write_text("not looked at")
-    (tmp_path / "inner").mkdir()
-    write(tmp_path / "inner" / "c.yaml", "cee")
+    (tmp_path / "compose.yaml").write_text("services: {a: {image: b}}")
+    (tmp_path / "k8s.yml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {}\n---\na: 1\n")
+    (tmp_path / "tsconfig.json").write_text("{/* a comment */}")
+    for name in ("inner", ".git"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "c.yml", "cee")
+    write(tmp_path / ".hidden.yaml", "dee")
+    (tmp_path / "inner" / "loop").symlink_to(tmp_path)
     found, passed_over = read_manifests([tmp_path])
-    assert [(one.name, one.content_type) for one in found] == [("ay", "application/json"), ("bee", "application/yaml")]
-    assert passed_over == [str(tmp_path / "params.json")]
+    assert [(one.name, one.content_type) for one in found] == [
+        ("ay", "application/json"), ("bee", "application/yaml"), ("cee", "application/yaml"),
+    ]  # fmt: skip
+    names = ("compose.yaml", "k8s.yml", "params.json", "tsconfig.json")
+    assert passed_over == [str(tmp_path / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("apiVersion: rgrid/v1\nkind: Function\nmetadata: {name: f\n", "f.yaml: not YAML: "),
+        ("apiVersion: rgrid/v1\n---\nkind: Function\n", "at line 2, column 1: each manifest is a file of its own"),
+        ("kind: Function\nmetadata: {}\n", "f.yaml:2: /metadata/name: a manifest names its function here"),
+        ("kind: Function\nmetadata:\n  name: A\n", "f.yaml:3: /metadata/name: 'A' is no function's name"),
+        ("apiVersion: rgrid/v1\na:\n  - \"\\0\"\n", "f.yaml:3: /a/0: the text has a NUL"),
+    ],
+)
+def test_a_folder_with_a_broken_manifest_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    write(tmp_path / "good.yaml", "good")
+    (tmp_path / "f.yaml").write_text(content)
+    with pytest.raises(Failed) as failed:
+        read_manifests([tmp_path])
+    assert said in str(failed.value)
 
 
 @pytest.mark.parametrize(

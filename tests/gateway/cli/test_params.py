@@ -34,15 +34,15 @@ from gateway.cli.params import read_params
     ],
 )
 def test_pairs_are_set_over_the_data(pairs: list[str], data: str | None, expected: dict[str, Any]) -> None:
-    assert read_params(pairs, data) == expected
+    assert read_params(pairs, data).params == expected
 
 
 def test_data_comes_from_a_file_or_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "params.json"
     file.write_text('{"a": 1}')
-    assert read_params([], f"@{file}") == {"a": 1}
+    assert read_params([], f"@{file}").params == {"a": 1}
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"b": 2}')))
-    assert read_params([], "-") == {"b": 2}
+    assert read_params([], "-").params == {"b": 2}
 
 
 def test_more_than_the_gateway_takes_is_refused_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

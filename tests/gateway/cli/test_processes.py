@@ -11,7 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 
+from gateway.services import Services
 from gateway.settings import Settings
 from tests.gateway.cli.conftest import Rgrid
 from tests.postgres import Postgres, free_port
@@ -83,6 +85,25 @@ def test_migrate_says_in_one_line_what_is_wrong(home: Path, url: str, status: in
     done = subprocess.run([sys.executable, "-c", MAIN, "migrate"], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+async def test_reseal_says_how_much_it_sealed_and_what_no_key_opens(services: Services, rgrid: Rgrid) -> None:
+    old, new = services.settings.secret_key.get_secret_value(), Fernet.generate_key().decode()
+    url = services.settings.database_url.get_secret_value()
+    call = [sys.executable, "-c", MAIN, "secrets", "reseal"]
+
+    def reseal(**env: str) -> tuple[int, str, str]:
+        done = subprocess.run(call, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    assert reseal()[2].startswith("RGRID_DATABASE_URL is missing")
+    assert reseal(RGRID_DATABASE_URL=url)[::2] == (2, "RGRID_SECRET_KEY is missing: this runs with the settings of the "
+                                                      "gateway\n")  # fmt: skip
+    status, said, wrong = reseal(RGRID_DATABASE_URL=url, RGRID_SECRET_KEY=new)
+    assert (status, said.count("0 "), wrong.startswith("no key opens callback secret of project 1")) == (1, 2, True)
+    both = {"RGRID_DATABASE_URL": url, "RGRID_SECRET_KEY": f"{new},{old}"}
+    assert reseal(**both) == (0, "sealed with the first key now: 0 secret(s), 1 callback secret(s)\n", "")
+    assert reseal(**both) == (0, "sealed with the first key now: 0 secret(s), 0 callback secret(s)\n", "")
 
 
 async def test_gateway_and_scheduler_serve_until_they_are_told_to_stop(settings: Settings) -> None:

@@ -1,0 +1,288 @@
+"""/v1/functions/{name}/batch and /v1/batches: thousands of jobs from one request, all or none of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from functions import ids, registry
+from functions.db import Connection
+from functions.documents import json_items, json_lines
+from functions.errors import Conflict, FieldError, Invalid, NotFound, RGridError
+from functions.grammar import BATCH_COMPLETED, EVENTS, OUTCOMES
+from functions.ids import BatchId, JobId
+from functions.versions import Version
+from gateway.advancing import advance
+from gateway.api import paging
+from gateway.api.bulk import UNFINISHED, cancel_all
+from gateway.api.invoke import JobHeaders, made_before, read_asked, split_events
+from gateway.api.models import BatchList, BatchView, NothingMore
+from gateway.api.paging import PageQuery
+from gateway.body import CAP_BYTES, JSON
+from gateway.routes import Route, Scope, caller, content_type, read_body, read_headers, read_query, read_raw, services
+from gateway.services import Services
+from scheduler import batches, jobs
+from scheduler.batches import Batch, NewBatch, batch_object
+from scheduler.gates import GateId
+from scheduler.inputs import refused_inputs
+from scheduler.jobs import Invocation
+from scheduler.listing import Filters
+from scheduler.queue import NewJob
+from scheduler.spill import spilled
+from scheduler.wakeups import Topic
+
+NDJSON = "application/x-ndjson"
+MOST_JOBS = 10_000
+MOST_BYTES = 10 * 1024 * 1024
+PATIENCE_S = 60.0
+FAULTS = 20
+"""No more are listed for one batch."""
+CHECKED_AT_ONCE = 200
+WRITTEN_AT_ONCE = 1000
+
+
+def _events(text: str) -> str:
+    if not text.strip() or any(event not in EVENTS for event in split_events(text)):
+        raise ValueError(f"takes a list of {', '.join(EVENTS)}")
+    return text
+
+
+class BatchHeaders(JobHeaders):
+    callback_url: str | None = Field(None, alias="X-Callback-Url", description="Told when the last job has ended.")
+    callback_events: Annotated[str, AfterValidator(_events)] | None = Field(
+        None,
+        alias="X-Callback-Events",
+        description="What it is told of instead of `batch.completed`; outcomes of jobs, too, with commas between them.",
+    )
+    version: str | None = Field(
+        None, alias="RGrid-Version", pattern=r"^[1-9][0-9]{0,8}$", description="Not the current version."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What every job of a batch has in common."""
+
+    version: Version
+    invocation: Invocation
+    opened: Services
+
+
+async def make(request: Request) -> Response:
+    """POST /v1/functions/{name}/batch: a job for each line of NDJSON, or for each item of a JSON array, in their order.
+
+    Each is the params of one job. If one of them is not valid there are no jobs, and the first faults are listed, with
+    pointers that begin with the job's index: `/17/width`.
+    """
+    opened, who, headers = services(request), caller(request), read_headers(request, BatchHeaders)
+    asked = read_asked(request, headers)
+    data = await read_raw(request, MOST_BYTES, media_types=(NDJSON, JSON), patience_s=PATIENCE_S)
+    events = (BATCH_COMPLETED,) if asked.callback_events is None else asked.callback_events
+    of_jobs = tuple(event for event in events if event in OUTCOMES)
+    batch = BatchId(ids.new_uuid7())
+    invocation = replace(
+        asked,
+        callback_url=asked.callback_url if of_jobs else None,
+        callback_events=of_jobs or None,
+        body_hash=hashlib.sha256(b"batch " + data).digest(),
+        batch_id=batch,
+    )
+    async with opened.pool.acquire() as conn:
+        version = await registry.current(
+            conn,
+            who.project_id,
+            request.path_params["name"],
+            number=None if headers.version is None else int(headers.version),
+        )
+    if (first := await made_before(request, version, invocation)) is not None:
+        return await _replay(request, first)
+    items = json_items(data) if content_type(request) == JSON else json_lines(data)
+    # Two at a time: what a batch takes while it is read is bounded, and so is what all of them take together.
+    async with opened.batching:
+        new = await _read_all(_Reading(version, invocation, opened), items)
+    # Few of a batch's jobs can be large: all of it is not.
+    new = [(await spilled(opened.pool, opened.store, job))[0] for job in new]
+    assert version.function_id is not None
+    url = asked.callback_url if BATCH_COMPLETED in events else None
+    row = NewBatch(batch, who.project_id, version.function_id, version.id, len(new), url, who.key_id)
+    first = await _write(opened, row, new)
+    if first is not None:
+        return await _replay(request, first)
+    if asked.delay is None:
+        opened.wakeups.hint(Topic.READY)
+    return await _answer(request, batch, {})
+
+
+async def _read_all(reading: _Reading, items: Iterator[tuple[Any, int]]) -> list[NewJob]:
+    """All jobs, checked; raises ``Invalid`` with the first faults."""
+    found: list[NewJob] = []
+    faults: list[tuple[FieldError, str]] = []
+    count = 0
+    while len(faults) < FAULTS:
+        # In a thread, and a few at a time: other requests must not wait for a whole batch.
+        read, made = await asyncio.to_thread(_read_some, reading, items, count, faults)
+        if not read:
+            break
+        async with reading.opened.pool.acquire() as conn:
+            refused = await refused_inputs(conn, [job for _, job in made], reading.opened.egress)
+        for index, job in made:
+            if (error := refused.get(job.id)) is not None:
+                faults += _faults(index, error)
+        count += read
+        if not faults:
+            found += [job for _, job in made]
+    if faults:
+        first, codes = faults[0][0], {code for _, code in faults}
+        raise Invalid(
+            f"no job was made: {first.pointer}: {first.message}",
+            code=codes.pop() if len(codes) == 1 else Invalid.code,
+            errors=[fault for fault, _ in sorted(faults, key=lambda each: int(each[0].pointer.split("/")[1]))][:FAULTS],
+        )
+    if not found:
+        raise Invalid("a batch has at least one job", errors=[FieldError("", "there is no job in it")])
+    # Of a key that is used twice, the first job tells.
+    key = reading.invocation.idempotency_key
+    return [replace(found[0], idempotency_key=key, body_hash=reading.invocation.body_hash), *found[1:]]
+
+
+def _read_some(
+    reading: _Reading, items: Iterator[tuple[Any, int]], first: int, faults: list[tuple[FieldError, str]]
+) -> tuple[int, list[tuple[int, NewJob]]]:
+    """How many items were there, and the jobs of those that are valid, with their index; adds to ``faults``."""
+    version, opened = reading.version, reading.opened
+    invocation = replace(reading.invocation, idempotency_key=None, body_hash=None)
+    made: list[tuple[int, NewJob]] = []
+    index = first - 1
+    try:
+        for index, (params, size) in enumerate(islice(items, CHECKED_AT_ONCE), first):
+            if index >= MOST_JOBS:
+                raise Invalid(f"more than {MOST_JOBS} jobs", errors=[FieldError("", f"{MOST_JOBS} is the most")])
+            try:
+                made.append((index, _job(version, invocation, params, size, opened)))
+            except Invalid as error:
+                faults += _faults(index, error)
+    except Invalid as error:
+        if not error.errors or error.code != "invalid_text":
+            raise
+        # The reader is at its end after a fault of its own: what follows is not looked at.
+        faults += _faults(index + 1, error)
+        return 0, made
+    return index + 1 - first, made
+
+
+def _job(version: Version, invocation: Invocation, params: Any, size: int, opened: Services) -> NewJob:
+    if size > CAP_BYTES:
+        message = f"larger than {CAP_BYTES} bytes"
+        raise Invalid(message, errors=[FieldError("", message)])
+    if not isinstance(params, dict):
+        raise Invalid("the params are a JSON object", errors=[FieldError("", "not an object")])
+    return jobs.prepare(version.project_id, version, replace(invocation, params=params), opened.sizing)
+
+
+def _faults(index: int, error: Invalid) -> list[tuple[FieldError, str]]:
+    each = error.errors or (FieldError("", error.message),)
+    return [(FieldError(f"/{index}{fault.pointer}", fault.message), error.code) for fault in each]
+
+
+async def _write(opened: Services, batch: NewBatch, new: list[NewJob]) -> JobId | None:
+    """Write the batch and its jobs in one transaction; or return the first job of the batch that had the key before."""
+    reached: set[GateId] = set()
+    async with opened.hot_pool.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        try:
+            await batches.add(conn, batch)
+            for start in range(0, len(new), WRITTEN_AT_ONCE):
+                for answer in await jobs.submit(conn, new[start : start + WRITTEN_AT_ONCE], reached):
+                    if isinstance(answer, RGridError):
+                        raise answer
+                    if answer.created_at is None:  # the job with the key
+                        await transaction.rollback()
+                        return answer.job_id
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+    await advance(opened.hot_pool, opened.wakeups, reached)
+    return None
+
+
+async def list_batches(request: Request) -> Response:
+    """GET /v1/batches: the newest first. One that is not complete is listed without its counts."""
+    query = read_query(request, PageQuery)
+    before = paging.start(request, query)
+    async with services(request).pool.acquire() as conn:
+        rows = await batches.list_batches(conn, caller(request).project_id, limit=query.limit + 1, before=before)
+    return paging.page(request, rows, query, batch_object, lambda row: row.id)
+
+
+async def get_batch(request: Request) -> Response:
+    """GET /v1/batches/{id}: how many of its jobs have come how far."""
+    async with services(request).hot_pool.acquire() as conn:
+        return JSONResponse(batch_object(await _visible(request, conn, _named(request))))
+
+
+async def cancel(request: Request) -> Response:
+    """POST /v1/batches/{id}/cancel: every job that has not ended: 200 if none is left then, else 202 while nodes stop
+    them."""
+    await read_body(request, NothingMore)
+    opened, project, batch = services(request), caller(request).project_id, _named(request)
+    async with opened.hot_pool.acquire() as conn:
+        await batches.read(conn, project, batch)
+    await cancel_all(opened, project, [Filters(status=status, batch=batch) for status in UNFINISHED])
+    async with opened.hot_pool.acquire() as conn:
+        found = await batches.read(conn, project, batch)
+    assert found.counts is not None
+    left = any(found.counts.get(status) for status in UNFINISHED)
+    return JSONResponse(batch_object(found), 202 if left else 200)
+
+
+def _named(request: Request) -> BatchId:
+    found = ids.decode(ids.BATCH, request.path_params["id"])
+    if found is None:
+        raise NotFound("there is no such batch", code="batch_not_found")
+    return BatchId(found)
+
+
+async def _visible(request: Request, conn: Connection, batch: BatchId) -> Batch:
+    """A key that may only invoke sees the batches that it made."""
+    who = caller(request)
+    found = await batches.read(conn, who.project_id, batch)
+    if who.only_own and found.key_id != who.key_id:
+        raise NotFound(f"there is no batch {ids.encode(ids.BATCH, batch)}", code="batch_not_found")
+    return found
+
+
+async def _replay(request: Request, job: JobId) -> Response:
+    async with services(request).pool.acquire() as conn:
+        batch = await batches.of_job(conn, caller(request).project_id, job)
+    if batch is None:
+        raise Conflict("the batch that this Idempotency-Key made is not kept any more: send a new key")
+    return await _answer(request, batch, {"Idempotent-Replayed": "true"})
+
+
+async def _answer(request: Request, batch: BatchId, headers: dict[str, str]) -> Response:
+    async with services(request).hot_pool.acquire() as conn:
+        found = await batches.read(conn, caller(request).project_id, batch)
+    headers |= {"Location": f"/v1/batches/{ids.encode(ids.BATCH, batch)}", "Retry-After": "1"}
+    return JSONResponse(batch_object(found), 202, headers)
+
+
+ROUTES = (
+    Route("POST", "/v1/functions/{name}/batch", make, "Invoke a function many times", Scope.INVOKE,
+          body=(NDJSON, JSON), headers=BatchHeaders, answers={202: BatchView}, tag="batches"),
+    Route("GET", "/v1/batches", list_batches, "List batches", Scope.READ,
+          query=PageQuery, answers={200: BatchList}, tag="batches"),
+    Route("GET", "/v1/batches/{id}", get_batch, "Show a batch", Scope.READ,
+          answers={200: BatchView}, tag="batches", own=True),
+    Route("POST", "/v1/batches/{id}/cancel", cancel, "Cancel the jobs of a batch", Scope.WRITE,
+          body=NothingMore, body_required=False, answers={200: BatchView, 202: BatchView}, tag="batches"),
+)  # fmt: skip
