@@ -11,12 +11,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.bench import ingress, noop, queue
+from tests.bench import ingress, lists, noop, queue
 from tests.bench.rounds import Measured, machine, table
 from tests.postgres import start_postgres
 from tests.s3 import S3Server
 
-PARTS = ("noop", "ingress", "queue")
+PARTS = ("noop", "ingress", "queue", "lists")
 
 
 async def run(parts: list[str], folder: Path) -> list[Measured]:
@@ -33,6 +33,8 @@ async def run(parts: list[str], folder: Path) -> list[Measured]:
                 found = await noop.measure(folder / "noop", postgres, s3)
             elif part == "ingress":
                 found = await ingress.measure(folder / "ingress", postgres, s3)
+            elif part == "lists":
+                found = await lists.measure(postgres, s3)
             else:
                 found = [await queue.measure(postgres)]
             for each in found:

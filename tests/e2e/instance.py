@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ class Instance:
             "RGRID_DRAIN_S": self.settings.get("RGRID_DRAIN_S", "0"),
             "RGRID_JOIN_TOKEN": minted.token,
             "RGRID_INPUT_ALLOW": "127.0.0.1/32",
+            "RGRID_JOB_ALLOW": f"{docker_bridge()}/32",
         }
         process = self.add_process(name, env)
         await self.node_state(name, "ready")
@@ -365,6 +367,13 @@ def containers_below(folder: Path) -> list[str]:
         for found in json.loads(shown.stdout or "[]")
         if any(mount.get("Source", "").startswith(f"{folder}/") for mount in found["Mounts"])
     ]
+
+
+@cache
+def docker_bridge() -> str:
+    """This machine's address for containers."""
+    shown = subprocess.run(["ip", "-4", "-o", "addr", "show", "docker0"], check=True, capture_output=True, text=True)
+    return shown.stdout.split(" inet ")[1].split("/")[0]
 
 
 def clean_env() -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 SMALL = {"cpu": "500m", "memory": "64Mi", "disk": "16Mi"}
+SPARSE = "for n in 1 2; do dd if=/dev/zero of=/out/$n.bin bs=1 count=1 seek=12000000 2>/dev/null; done"
+"""A script that writes two files with holes, together larger than that disk."""
 
 
 def shell(name: str, image: str, *, outputs: list[dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.instance import Instance
-from tests.e2e.manifests import shell
+from tests.e2e.manifests import SPARSE, shell
 from tests.e2e.receiver import Receiver
 from tests.images import build
 
@@ -89,10 +89,21 @@ async def test_a_link_in_place_of_an_output_is_output_rejected_and_never_followe
     assert job["outputs"] == []
 
 
-async def test_a_result_that_is_too_large_is_output_too_large(instance: Instance, busybox: str) -> None:
+async def test_outputs_that_are_larger_than_the_jobs_disk_are_output_too_large(
+    instance: Instance, busybox: str
+) -> None:
+    files = [{"path": "/out/*.bin", "name": "all"}]
+    job = await failing(instance, shell("sparse", busybox, outputs=files), SPARSE)
+    assert (job["status"], job["error"]["code"]) == ("failed", "output_too_large")
+
+
+async def test_a_result_that_is_too_large_for_the_job_is_a_file_of_it(instance: Instance, busybox: str) -> None:
     script = "head -c 300000 /dev/zero | tr '\\0' 1 > /out/result.json"
     job = await failing(instance, shell("talks", busybox), script)
-    assert (job["status"], job["error"]["code"]) == ("failed", "output_too_large")
+    assert (job["status"], job["result"]) == ("succeeded", None)
+    assert [(each["name"], each["size"], each["content_type"]) for each in job["outputs"]] == [
+        ("result", 300_000, "application/json")
+    ]
 
 
 async def test_the_image_decides_nothing_about_user_network_or_disk(instance: Instance, busybox: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.instance import TERMINAL, Instance, Json
-from tests.e2e.manifests import shell
+from tests.e2e.manifests import SPARSE, shell
 from tests.e2e.receiver import Receiver
 from tests.e2e.test_errors import MISSING_IMAGE, OUTPUT
 from tests.nodes.agent.waiting import until
@@ -42,6 +42,7 @@ async def kinds(instance: Instance, busybox: str, receiver: Receiver) -> list[Ki
     for manifest in (
         shell("m-sh", busybox),
         shell("m-output", busybox, outputs=[OUTPUT]),
+        shell("m-sparse", busybox, outputs=[{"path": "/out/*.bin", "name": "all"}]),
         shell("m-times-out", busybox, job={"timeout": "1s", "grace": "0s"}),
         shell("m-unpulled", MISSING_IMAGE),
         shell("m-retries", busybox, retry=retrying),
@@ -50,7 +51,6 @@ async def kinds(instance: Instance, busybox: str, receiver: Receiver) -> list[Ki
         await instance.apply(manifest)
     receiver.files["there"] = b"input"
     link = "ln -s /etc/passwd /out/result.bin"
-    too_large = "head -c 300000 /dev/zero | tr '\\0' 1 > /out/result.json"
     return [
         Kind("m-sh", {"script": "true"}, "succeeded", None),
         Kind("m-output", {"script": "echo done > /out/result.bin"}, "succeeded", None),
@@ -63,7 +63,7 @@ async def kinds(instance: Instance, busybox: str, receiver: Receiver) -> list[Ki
         Kind("m-fetches", {"script": "true", "url": receiver.file_url("gone")}, "failed", "input_unavailable"),
         Kind("m-output", {"script": "true"}, "failed", "output_missing"),
         Kind("m-output", {"script": link}, "failed", "output_rejected"),
-        Kind("m-output", {"script": too_large}, "failed", "output_too_large"),
+        Kind("m-sparse", {"script": SPARSE}, "failed", "output_too_large"),
         Kind("m-sh", {"script": "true"}, "cancelled", None, {"RGrid-Delay": "1h"}),
     ]
 
