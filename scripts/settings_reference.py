@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import types
 import typing
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from functions.quantities import format_duration
 from gateway.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "docs/reference/settings.md"
@@ -51,6 +53,7 @@ Read by `rgrid node`. Options on its command line go before them.
 | `RGRID_INPUT_ALLOW` | `RGRID_CALLBACK_ALLOW` | CIDRs or host names, comma-separated, that inputs may come from although they are private. Development only. |
 | `RGRID_JOB_DNS` | the machine's, if public | Name servers of jobs with `network: true`, comma-separated IPv4 addresses. A private one has to be named here. |
 | `RGRID_JOB_DENY` | | Public CIDRs, comma-separated, that jobs with `network: true` must not reach, such as your own machines. |
+| `RGRID_JOB_ALLOW` | | Private CIDRs, comma-separated, that jobs with `network: true` may reach all the same. For development only. |
 | `DOCKER_HOST` | `unix:///var/run/docker.sock` | Socket of the Docker engine, on this machine. |
 
 ## Everything on one machine
@@ -90,15 +93,19 @@ def _type(annotation: object) -> str:
         return " or ".join(_type(part) for part in typing.get_args(annotation) if part is not type(None))
     if typing.get_origin(annotation) is tuple:
         return "list"
-    names = {SecretStr: "secret", str: "text", int: "integer", float: "number", bool: "0 or 1"}
+    if typing.get_origin(annotation) is dict:
+        return "pairs"
+    names = {SecretStr: "secret", str: "text", int: "integer", float: "number", bool: "0 or 1", timedelta: "duration"}
     return names[annotation]  # type: ignore[index]
 
 
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    if field.default is None or field.default == ():
+    if field.default is None or field.default in ((), {}):
         return ""
+    if isinstance(field.default, timedelta):
+        return f"`{format_duration(field.default)}`"
     return f"`{int(field.default) if isinstance(field.default, bool) else field.default}`"
 
 
