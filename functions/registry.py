@@ -70,7 +70,8 @@ SELECT functions.*, v.id AS version_id, v.image_digest
 
 DELETE_FUNCTION = """
 -- delete_function
-UPDATE functions SET deleted_at = now(), updated_at = now()
+-- Its running jobs may still be retried, and nobody could resume a function that is gone.
+UPDATE functions SET deleted_at = now(), updated_at = now(), paused_at = NULL
  WHERE project_id = $1 AND name = $2 AND deleted_at IS NULL
 RETURNING id
 """

@@ -59,6 +59,7 @@ class Services:
     wakeups: Wakeups
     waiters: OutcomeWaiters
     submitter: Submitter
+    picky: Submitter
     links: JobLinks
     clocks: VirtualClocks
     sizing: Sizing
@@ -98,6 +99,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             wakeups=wakeups,
             waiters=waiters,
             submitter=_submitter(hot_pool, wakeups),
+            picky=_submitter(hot_pool, wakeups, largest=1),
             links=JobLinks(store, settings.base_url, settings.link_s),
             clocks=VirtualClocks(),
             sizing=Sizing(settings.slot_memory, settings.max_slots),
@@ -106,7 +108,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
 
 
-def _submitter(pool: Pool, wakeups: Wakeups) -> Submitter:
+def _submitter(pool: Pool, wakeups: Wakeups, *, largest: int = 200) -> Submitter:
     async def submit(batch: list[NewJob]) -> list[Submitted | Conflict | Invalid | LimitReached]:
         reached: set[GateId] = set()
         async with pool.acquire() as conn:
@@ -114,7 +116,7 @@ def _submitter(pool: Pool, wakeups: Wakeups) -> Submitter:
         await advance(pool, wakeups, reached)
         return answers
 
-    return Gatherer(submit, key=_idempotency, alone=REFUSED_ALONE)
+    return Gatherer(submit, key=_idempotency, alone=REFUSED_ALONE, largest=largest)
 
 
 def _idempotency(job: NewJob) -> object | None:

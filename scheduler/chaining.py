@@ -92,6 +92,11 @@ async def chain_once(pool: Pool, store: Store, sizing: Sizing, policy: EgressPol
                 waiting.append(chain)
             except RGridError as error:
                 failed[chain] = error
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                raise  # the transaction is gone: all of it is tried again
+            except Exception as error:  # one project's odd outcome must not stop everybody's chains
+                log.error("chain broke", job_id=ids.encode(ids.JOB, chain.job_id), exc_info=error)
+                failed[chain] = Conflict("the next job could not be made of this outcome", code="internal")
         failed |= await _submit(conn, made)
         ended = [chain for chain in due if chain not in waiting]
         await chains.end(conn, [(chain, _error(failed[chain]) if chain in failed else None) for chain in ended])

@@ -39,7 +39,9 @@ async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
     """Put the job into the queue: it is committed then, as it is returned. Raises what keeps it out."""
     opened = services(request)
     new, params = await spilled(opened.pool, opened.store, new)
-    answer = await opened.submitter.submit(new)
+    # What waits for a limit's lock must neither hold up the others nor take their answers with it when it fails.
+    submitter = opened.submitter if new.on_limit == "queue" else opened.picky
+    answer = await submitter.submit(new)
     if params is not None and (isinstance(answer, RGridError) or answer.replayed):
         await uploads.discard(opened.pool, opened.store, params)
     if isinstance(answer, RGridError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -44,6 +45,23 @@ async def test_a_job_over_its_limit_is_queued_and_says_why(api: httpx.AsyncClien
     cancelled = await api.post(f"/v1/jobs/{first.json()['id']}/cancel")
     assert cancelled.json()["status"] == "cancelled"
     assert (await job(api, second))["wait_reason"] == "capacity", "the place goes on at once"
+
+
+async def test_jobs_that_wait_for_a_limits_lock_hold_up_no_others(api: httpx.AsyncClient, services: Services) -> None:
+    await apply(api, concurrency={"limit": 10, "onLimit": "reject"})
+    assert (await invoke(api)).status_code == 202
+    innocent = MANIFEST | {"metadata": {"name": "innocent"}}
+    assert (await api.put("/v1/functions/innocent", json=innocent)).status_code == 201
+    async with services.pool.acquire() as conn, conn.transaction():
+        await conn.execute("SELECT 1 FROM gates FOR UPDATE")
+        stuck = [asyncio.ensure_future(invoke(api)) for _ in range(6)]
+        async with asyncio.timeout(10):
+            while not await conn.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+            answers = [await api.post("/v1/functions/innocent/invoke", json={}) for _ in range(6)]
+        assert [answer.status_code for answer in answers] == [202] * 6
+        assert not any(each.done() for each in stuck)
+    assert [(await each).status_code for each in stuck] == [202] * 6
 
 
 async def test_rejected_jobs_answer_429_and_are_made_when_there_is_room(api: httpx.AsyncClient) -> None:

@@ -257,6 +257,17 @@ async def test_a_function_that_was_deleted_meanwhile_is_told_of_and_ends_no_othe
         assert event["error"]["code"] == "function_not_found"
 
 
+async def test_an_outcome_that_cannot_be_looked_into_ends_its_own_chain_only(pool: Pool) -> None:
+    world = await make_chain(pool, {"image": "{{ outputs.thumb.jpg.uri }}"})
+    clash = NewFile("thumb.jpg.uri", "/out/x", "text/plain", 3, "a" * 64, "b" * 32)
+    async with pool.acquire() as conn:
+        broken = await ended(conn, world, files=[FILE, clash])
+        await ended(conn, world, files=[FILE])
+        assert await chain(world) == Chained(1, 1)
+        (event,) = await caused_by(conn, world, broken)
+    assert event["type"] == "chain_failed"
+
+
 async def test_a_chain_ends_at_its_sixteenth_job(pool: Pool) -> None:
     async with pool.acquire() as conn:
         project, account = await make_project(conn)

@@ -91,3 +91,16 @@ async def test_a_pause_does_not_set_the_projects_other_functions_back(pool: Pool
         function = await pause(conn, world)
         await pauses.pause(conn, world.project, function, limit=100)
         assert await conn.fetchval("SELECT f FROM flows WHERE project_id = $1", world.project) == 0
+
+
+async def test_a_job_that_is_retried_after_its_paused_function_was_deleted_is_not_stranded(pool: Pool) -> None:
+    world = await make_world(pool, retry={"attempts": 2, "backoff": {"initial": "0s", "max": "0s"}})
+    async with pool.acquire() as conn:
+        job = await make_job(conn, world.version)
+        (running,) = await claim(conn, world.node, world.account, free=1)
+        await pause(conn, world)
+        await registry.delete(conn, world.project, "fn")
+        await jobs.finish(conn, world.node, job, Report(running.token, "failed", 1, "exit_nonzero"))
+        assert await queue.promote(conn, limit=10) == 1
+        (again,) = await claim(conn, world.node, world.account, free=1)
+        assert (again.job_id, again.attempt) == (job, 2)
