@@ -25,7 +25,7 @@ KEYS = Keys("sealing-key", "s3-id", "s3-secret", 20_000, "rgk_key")
 USERS = {
     "PATH": "/bin",
     "PGHOST": "elsewhere",
-    "RCLONE_CONFIG": "/root/rclone.conf",
+    "RCLONE_CONFIG": "/etc/rclone.conf",
     "RGRID_DATABASE_URL": "postgresql://elsewhere",
     "RGRID_SECRET_KEY": "other",
     "RGRID_JOIN_TOKEN": "token",
