@@ -54,6 +54,7 @@ Read by `rgrid node`. Options on its command line go before them.
 | `RGRID_JOB_DNS` | the machine's, if public | Name servers of jobs with `network: true`, comma-separated IPv4 addresses. A private one has to be named here. |
 | `RGRID_JOB_DENY` | | Public CIDRs, comma-separated, that jobs with `network: true` must not reach, such as your own machines. |
 | `RGRID_JOB_ALLOW` | | Private CIDRs, comma-separated, that jobs with `network: true` may reach all the same. For development only. |
+| `RGRID_IMAGES_GIB` | half of Docker's disk | What images that jobs brought to this node may take, in GiB. Over it, or with less than 2 GiB free, those that no job uses go, the longest unused first. Images that you put there stay. |
 | `DOCKER_HOST` | `unix:///var/run/docker.sock` | Socket of the Docker engine, on this machine. |
 
 ## Everything on one machine

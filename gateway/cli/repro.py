@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,8 +154,7 @@ def _command(lease: JobLease, folder: Path, secrets: list[str]) -> list[str]:
     for path, options in host["Tmpfs"].items():
         words += ["--tmpfs", f"{path}:{options}"]
     for mount in host["Mounts"]:
-        read_only = ",readonly" if mount.get("ReadOnly") else ""
-        words += ["--mount", f"type=bind,source={mount['Source']},target={mount['Target']}{read_only}"]
+        words += ["--mount", _mount(mount)]
     words += ["--ipc", "private", "--cgroupns", "private", "--network", host["NetworkMode"]]
     numbers = {
         "--shm-size": "ShmSize", "--memory": "Memory", "--memory-swap": "MemorySwap", "--cpu-period": "CpuPeriod",
@@ -165,6 +167,14 @@ def _command(lease: JobLease, folder: Path, secrets: list[str]) -> list[str]:
     if lease.command is None:
         return [*words, image]
     return [*words, "--entrypoint", lease.command[0], image, *lease.command[1:]]
+
+
+def _mount(mount: Mapping[str, Any]) -> str:
+    """Docker reads it as a line of CSV, so that a folder may have a comma in its name."""
+    line = io.StringIO()
+    fields = ["type=bind", f"source={mount['Source']}", f"target={mount['Target']}"]
+    csv.writer(line, lineterminator="").writerow([*fields, "readonly"] if mount.get("ReadOnly") else fields)
+    return line.getvalue()
 
 
 def _name(lease: JobLease) -> str:

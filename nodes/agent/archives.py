@@ -27,6 +27,8 @@ MOST_ENTRIES = 2000
 MOST_LAYERS = 127
 MOST_FILES = 2_000_000
 """In all layers together."""
+MOST_STEPS = 6_000_000
+"""Headers and their attributes, in the archive and all layers: about a minute of a core. Few files have attributes."""
 INDEX_BYTES = 1024 * 1024
 CONFIG_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
@@ -89,26 +91,44 @@ class SavedImage:
 def read_archive(path: Path, spool: Path, most_bytes: int, stop: Callable[[], bool] = lambda: False) -> SavedImage:
     """The image in the tar ``path``. Compressed layers are unpacked into ``spool``, a file that need not exist;
     what all layers unpack to is at most ``most_bytes``. Raises ``BadArchive``; ``stop`` makes it end early."""
+    steps = _Steps(stop)
     with path.open("rb") as file:
-        table = _table(file)
+        table = _table(file, steps.step)
         index = _json(_small(file, table, _INDEX, INDEX_BYTES), _INDEX)
         config_name, layer_names = _one_image(index)
         config = _small(file, table, config_name, CONFIG_BYTES)
         diff_ids = _diff_ids(_json(config, "its configuration"))
         if len(diff_ids) != len(layer_names):
             raise BadArchive("has another number of layers than its configuration says")
-        reader = _Layers(path, spool, most_bytes, stop)
+        reader = _Layers(path, spool, most_bytes, steps)
         layers = tuple(
             reader.read(_entry(table, name), diff_id) for name, diff_id in zip(layer_names, diff_ids, strict=True)
         )
     return SavedImage("sha256:" + hashlib.sha256(config).hexdigest(), config, layers)
 
 
+class _Steps:
+    """Bounds the work on one archive, and ends it when it is given up."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self._stop, self._left = stop, MOST_STEPS
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise TooLarge("has more headers than a node reads")
+        self.go_on()
+
+    def go_on(self) -> None:
+        if self._stop():
+            raise BadArchive("was given up")
+
+
 class _Layers:
     """Reads the layers of one archive, each content once."""
 
-    def __init__(self, path: Path, spool: Path, most_bytes: int, stop: Callable[[], bool]) -> None:
-        self._path, self._spool, self._left, self._stop = path, spool, most_bytes, stop
+    def __init__(self, path: Path, spool: Path, most_bytes: int, steps: _Steps) -> None:
+        self._path, self._spool, self._left, self._steps = path, spool, most_bytes, steps
         self._files_left = MOST_FILES
         self._read: dict[str, Layer] = {}
 
@@ -142,8 +162,7 @@ class _Layers:
     def _hashed(self, chunks: Iterator[bytes], into: IO[bytes] | None) -> str:
         digest = hashlib.sha256()
         for chunk in chunks:
-            if self._stop():
-                raise BadArchive("was given up")
+            self._steps.go_on()
             self._left -= len(chunk)
             if self._left < 0:
                 raise TooLarge("unpacks to more than a node takes")
@@ -155,27 +174,25 @@ class _Layers:
     def _check_files(self, layer: Layer) -> None:
         """No file of it becomes larger than its bytes here, and there are not too many of them."""
         with layer.file.open("rb") as file:
-            for _ in _walk(file, layer.offset, layer.size):
+            for _ in _walk(file, layer.offset, layer.size, self._steps.step):
                 self._files_left -= 1
                 if self._files_left < 0:
                     raise TooLarge("has more files than a node takes")
-                if self._stop():
-                    raise BadArchive("was given up")
 
 
-def _walk(file: IO[bytes], offset: int, size: int) -> Iterator[Entry]:
+def _walk(file: IO[bytes], offset: int, size: int, step: Callable[[], None]) -> Iterator[Entry]:
     try:
-        yield from entries(file, offset, size)
+        yield from entries(file, offset, size, step)
     except BadTar as error:
         raise BadArchive(str(error)) from None
 
 
-def _table(file: IO[bytes]) -> dict[str, Entry]:
+def _table(file: IO[bytes], step: Callable[[], None]) -> dict[str, Entry]:
     """The files of the archive by name. A layer that stands in it twice may be a link to the other one: it is
     followed in this table, and nowhere else."""
     found: dict[str, Entry] = {}
     links: dict[str, str] = {}
-    for number, entry in enumerate(_walk(file, 0, file.seek(0, io.SEEK_END))):
+    for number, entry in enumerate(_walk(file, 0, file.seek(0, io.SEEK_END), step)):
         name = entry.name.removeprefix("./").rstrip("/")
         if number >= MOST_ENTRIES:
             raise TooLarge(f"has more than {MOST_ENTRIES} entries")

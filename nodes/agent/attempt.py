@@ -167,7 +167,7 @@ class Attempt:
         lease, engine, hold = self._lease, self._tools.engine, self._hold
         self._save()
         hold.stamp(Stage.PULLING)
-        image = await self._unless_interrupted(engine.ensure_image(lease.image))
+        image = await self._unless_interrupted(engine.ensure_image(lease.image, self._record.key))
         hold.stamp(Stage.FETCHING)
         self._workspace = await Workspace.create(
             self._tools.work, lease.job_id, lease.attempt, lease.resources.disk_bytes, lease.user
@@ -342,6 +342,7 @@ class Attempt:
             await self._remove()
         except Exception as error:
             self._log.error("container not removed", error=str(error)[:300])
+        self._tools.engine.let_go(self._record.key)
         try:
             if self._workspace is not None:
                 await self._workspace.destroy()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from functions.egress import EgressPolicy
 
 MAX_SLOTS = 1024
+MAX_IMAGES_GIB = 1_000_000
 DOCKER_HOST = "unix:///var/run/docker.sock"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
@@ -44,6 +45,8 @@ class AgentConfig:
     """Public CIDRs that jobs with a network must not reach, such as the operator's own machines."""
     job_allow: tuple[str, ...] = ()
     """Private CIDRs that they may reach all the same. Development only."""
+    images_gib: float | None = None
+    """What images that jobs brought may take of the engine's disk before unused ones go. None: half of it."""
     docker_host: str = DOCKER_HOST
     enforce_floors: bool = False
     """Refuse to start on a machine below the version floors (SECURITY §1.6) instead of warning."""
@@ -55,6 +58,8 @@ class AgentConfig:
             raise ConfigError(f"RGRID_SLOTS must be between 1 and {MAX_SLOTS}")
         if not 0 <= self.drain_s <= 86400:
             raise ConfigError("RGRID_DRAIN_S must be between 0 and 86400 seconds")
+        if self.images_gib is not None and not 0 <= self.images_gib <= MAX_IMAGES_GIB:
+            raise ConfigError(f"RGRID_IMAGES_GIB must be between 0 and {MAX_IMAGES_GIB}")
         for name, check in (
             ("RGRID_INPUT_ALLOW", lambda: EgressPolicy(allow=self.input_allow)),
             ("RGRID_JOB_DNS", lambda: [ipaddress.IPv4Address(each) for each in self.job_dns]),
@@ -90,6 +95,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> AgentConfi
         job_dns=_list(env.get("RGRID_JOB_DNS", "")),
         job_deny=_list(env.get("RGRID_JOB_DENY", "")),
         job_allow=_list(env.get("RGRID_JOB_ALLOW", "")),
+        images_gib=_number(env, "RGRID_IMAGES_GIB", 0.0) if env.get("RGRID_IMAGES_GIB", "").strip() else None,
         docker_host=env.get("DOCKER_HOST", "").strip() or DOCKER_HOST,
         enforce_floors=_flag(env, "RGRID_ENFORCE_FLOORS"),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -27,6 +27,7 @@ from nodes.agent.facts import Fact
 from nodes.agent.failures import AttemptFailed
 from nodes.agent.firewall import FirewallUnusable
 from nodes.agent.images import Images, PullLimits
+from nodes.agent.mounts import loop_device
 from nodes.agent.networks import JobNetworks
 from nodes.agent.sandbox import (
     ATTEMPT_LABEL,
@@ -113,10 +114,13 @@ class Engine:
         allow: Sequence[IPv4Network] = (),
         limits: PullLimits | None = None,
         spool: Path | None = None,
+        ledger: Path | None = None,
+        images_bytes: int | None = None,
     ) -> Engine:
         """``node`` marks this node's containers and must be the same after a restart. ``dns``: name servers
         for jobs with a network; ``deny``: further addresses that they must not reach; ``allow``: private ones that
-        they may, for development; ``spool``: a folder of its own for saved images. Raises ``EngineUnavailable``."""
+        they may, for development; ``spool``: a folder of its own for saved images; ``ledger``: the file that lists
+        what images were brought here, at most ``images_bytes`` of them. Raises ``EngineUnavailable``."""
         if not host.startswith("unix://"):
             # Jobs get directories of this machine mounted: the engine has to be on it.
             raise EngineUnavailable(f"DOCKER_HOST must name a socket of this machine (unix://…), not {host}")
@@ -132,7 +136,8 @@ class Engine:
             if isinstance(error, DockerError):
                 raise EngineUnavailable(f"Docker at {api.socket} refuses: {error}") from error
             raise
-        images = Images(api, str(info.get("DockerRootDir", "/var/lib/docker")), limits, spool)
+        root = str(info.get("DockerRootDir", "/var/lib/docker"))
+        images = Images(api, root, limits, spool, ledger=ledger, most_bytes=images_bytes)
         networks = JobNetworks(api, node, dns=dns, deny=deny, allow=allow)
         return cls(api, node, about=about, info=info, images=images, networks=networks)
 
@@ -170,9 +175,12 @@ class Engine:
             "userns": any("name=userns" in option for option in security),
         }
 
-    async def ensure_image(self, image: Image) -> LocalImage:
-        """Find or pull it; several who ask for one share the pull."""
-        return await self._images.ensure(image)
+    async def ensure_image(self, image: Image, holder: Hashable | None = None) -> LocalImage:
+        """Find or pull it; several who ask for one share the pull. It stays at least until its ``holder`` lets go."""
+        return await self._images.ensure(image, holder)
+
+    def let_go(self, holder: Hashable) -> None:
+        self._images.let_go(holder)
 
     async def create(self, lease: JobLease, image_id: str, workspace: Folders) -> str:
         """The id of a container that has all it needs and has not started. ``image_id`` is of
@@ -188,6 +196,7 @@ class Engine:
                     node=self._node,
                     in_dir=workspace.in_dir,
                     out_dir=workspace.out_dir,
+                    device=loop_device(workspace.out_dir),
                     network=network,
                 )
                 answer = await self._api.call(

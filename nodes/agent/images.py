@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ import structlog
 from nodes.agent.docker_api import DockerApi, DockerError, DockerSilent
 from nodes.agent.endings import size
 from nodes.agent.failures import AttemptFailed
+from nodes.agent.kept_images import SAVED, KeptImages, Loaded
 from nodes.agent.sandbox import LocalImage
-from nodes.agent.saved_images import Loaded, SavedImages
+from nodes.agent.saved_images import SavedImages
 from nodes.protocol import Archive, ErrorCode, Image
 
 log = structlog.get_logger()
@@ -32,7 +33,6 @@ log = structlog.get_logger()
 RESOLVE_S = 60.0
 REMEMBERED = 256
 REFERENCE_MOST = 512
-SAVED = "artifact:"
 
 _ID = re.compile(r"sha256:[0-9a-f]{64}")
 _LABEL = r"[a-zA-Z0-9]+(?:-+[a-zA-Z0-9]+)*"
@@ -79,16 +79,29 @@ class Reference:
 
 
 class Images:
-    """``docker_root`` is where the engine keeps its layers, ``spool`` a folder for saved images on their way."""
+    """``docker_root`` is where the engine keeps its layers, ``spool`` a folder for saved images on their way,
+    ``ledger`` the file that says which images were brought here, of which ``most_bytes`` are kept (None: half of the
+    engine's disk)."""
 
     def __init__(
-        self, api: DockerApi, docker_root: str, limits: PullLimits | None = None, spool: Path | None = None
+        self,
+        api: DockerApi,
+        docker_root: str,
+        limits: PullLimits | None = None,
+        spool: Path | None = None,
+        *,
+        ledger: Path | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         self._api = api
         self._docker_root = docker_root
         self._limits = limits or PullLimits()
+        self._kept = KeptImages(
+            api, ledger, docker_root, most_bytes=most_bytes, free_bytes=2 * self._limits.free_bytes
+        )
         self._saved = SavedImages(
             api,
+            self._kept,
             spool,
             docker_root,
             most_bytes=self._limits.size_bytes,
@@ -98,15 +111,28 @@ class Images:
         self._known: dict[str, LocalImage] = {}
         self._pulls: dict[tuple[str, str | None], _Pull] = {}
 
-    async def ensure(self, image: Image) -> LocalImage:
-        """The image that must run, on this engine. Raises ``AttemptFailed``."""
+    async def ensure(self, image: Image, holder: Hashable | None = None) -> LocalImage:
+        """The image that must run, on this engine, which keeps it until the ``holder`` lets it go. Raises
+        ``AttemptFailed``."""
+        while True:
+            since = self._kept.removals
+            found = await self._ensure(image)
+            if await self._kept.take(found.id, holder, since=since):
+                return found
+
+    def let_go(self, holder: Hashable) -> None:
+        """What no job uses any more may be removed from here on, when the disk is short. May be repeated."""
+        self._kept.let_go(holder)
+
+    async def _ensure(self, image: Image) -> LocalImage:
         if image.reference.startswith(SAVED):
             return await self._ensure_saved(image)
         wanted = image.pinned or image.reference
         is_id = _ID.fullmatch(wanted) is not None
         reference = None if is_id else Reference.parse(wanted)
         try:
-            if (found := await self._inspect(wanted, reference)) is not None:
+            found = await self._inspect(wanted, reference)
+            if found is not None and not (is_id and self._is_anothers(found)):
                 return found
             if reference is None:
                 raise AttemptFailed(
@@ -125,7 +151,7 @@ class Images:
         """By its id if the engine has it, else loaded."""
         archive = image.archive
         try:
-            if (known := self._saved.known(image)) is not None and (found := await self._loaded(known)) is not None:
+            if (found := await self._here(image)) is not None:
                 return found
             if archive is None:
                 raise AttemptFailed(
@@ -138,6 +164,20 @@ class Images:
             raise _failed(image.reference, "the node's Docker refused to load it", True, error.message) from error
         except DockerSilent as error:
             raise AttemptFailed(ErrorCode.INTERNAL, f"the node's Docker failed: {error}") from error
+
+    async def _here(self, image: Image) -> LocalImage | None:
+        """A saved image that this node has loaded for this very artifact, or that the machine's owner put there."""
+        known = self._kept.named(image.reference)
+        if known is not None and image.pinned in (None, known.image_id):
+            return await self._loaded(known)
+        if image.pinned is None:
+            return None
+        found = await self._loaded(Loaded(image.pinned, image.pinned))
+        return None if found is None or self._is_anothers(found) else found
+
+    def _is_anothers(self, found: LocalImage) -> bool:
+        """Whether it is here for those only who could name more than its id."""
+        return self._kept.is_brought(found.id) and not found.tagged
 
     async def _load(self, image: Image, archive: Archive) -> LocalImage:
         found = await self._loaded(await self._saved.load(image, archive))
@@ -157,6 +197,7 @@ class Images:
         return known
 
     async def aclose(self) -> None:
+        await self._kept.aclose()
         for pull in self._pulls.values():
             pull.task.cancel()
         if tasks := [pull.task for pull in self._pulls.values()]:
@@ -209,6 +250,7 @@ class Images:
         found = await self._inspect(f"{reference.name}@{digest}", pinned)
         if found is None:
             raise _failed(wanted, "the node's Docker lost it after the pull", True)
+        self._kept.came(Loaded(found.id, found.id), str(found.digest), found.size_bytes)
         log.info("image pulled", image=wanted, digest=digest, ms=round((time.monotonic() - started_s) * 1000))
         return found
 
@@ -233,6 +275,7 @@ class Images:
                         limit = size(self._limits.size_bytes)
                         raise _failed(wanted, f"it is larger than the {limit} that a node takes", False)
                 if time.monotonic() - checked_s > 1:
+                    await self._kept.make_room()
                     checked_s = time.monotonic()
                     self._check_disk(wanted)
 
@@ -274,6 +317,8 @@ def _local(found: dict[str, Any], reference: Reference | None) -> LocalImage:
         working_dir=str(config.get("WorkingDir") or ""),
         volumes=tuple(config.get("Volumes") or ()),
         has_command=bool(config.get("Entrypoint") or config.get("Cmd")),
+        tagged=bool(found.get("RepoTags")),
+        size_bytes=int(found.get("Size") or 0),
     )
 
 

@@ -250,7 +250,14 @@ async def _engine(config: AgentConfig, folder: NodeFolder) -> AsyncIterator[Engi
         log.warning("jobs with a network reach private addresses: for development only", allow=config.job_allow)
     try:
         engine = await Engine.open(
-            mark, host=config.docker_host, dns=config.job_dns, deny=deny, allow=allow, spool=folder.path / "images"
+            mark,
+            host=config.docker_host,
+            dns=config.job_dns,
+            deny=deny,
+            allow=allow,
+            spool=folder.path / "images",
+            ledger=folder.path / "images.json",
+            images_bytes=None if config.images_gib is None else int(config.images_gib * 1024**3),
         )
     except EngineUnavailable as error:
         raise StartError(str(error)) from error

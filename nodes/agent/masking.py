@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-SHORTEST_BYTES = 6
-"""A shorter value would be found in half of all lines."""
+SHORTEST_BYTES = 4
+"""A shorter value would be found in half of all lines, and who sees the gaps could guess it."""
 INSTEAD = b"***"
 LOOKS_MOST = 64
 """So many beginnings of one value are looked at in a piece's end; the first of more is taken for one."""

@@ -15,6 +15,8 @@ from enum import IntFlag
 from pathlib import Path
 
 LOOP_CONTROL = Path("/dev/loop-control")
+LOOP_MAJOR = 7
+"""Of loop devices (devices.txt of the kernel's documentation)."""
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
@@ -142,3 +144,14 @@ def _check(result: int, call: str, path: Path | None = None) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{call}: {os.strerror(number)}", None if path is None else str(path))
+
+
+def loop_device(path: Path) -> str | None:
+    """The device that the file system at ``path`` is on, if there is one and it is an image that is mounted."""
+    try:
+        device = path.stat().st_dev
+    except FileNotFoundError:
+        return None
+    if os.major(device) != LOOP_MAJOR:
+        return None
+    return f"/dev/{Path(f'/sys/dev/block/{LOOP_MAJOR}:{os.minor(device)}').resolve().name}"

@@ -18,6 +18,8 @@ from nodes.protocol import ErrorCode, JobLease
 NODE_LABEL, JOB_LABEL, ATTEMPT_LABEL = "rgrid.node", "rgrid.job", "rgrid.attempt"
 
 PIDS = 256
+IO_BYTES, IO_OPS = 256 * 1024 * 1024, 4000
+"""A second, read and written each, of a job's own file system: one job must not keep the node's disk to itself."""
 OPEN_FILES = 1024
 SHM_BYTES = 64 * 1024 * 1024
 TMP_INODES_LEAST, TMP_INODES_MOST = 1024, 65_536
@@ -36,13 +38,15 @@ _OURS = ("/in", "/out", "/tmp")  # noqa: S108
 @dataclass(frozen=True, slots=True)
 class LocalImage:
     """An image that the engine has. ``digest`` is what a version is pinned to: ``repo@sha256:…``, or the id
-    of an image without registry."""
+    of an image without registry. ``tagged``: somebody gave it a name on this machine."""
 
     id: str
     digest: str
     working_dir: str = ""
     volumes: tuple[str, ...] = ()
     has_command: bool = True
+    tagged: bool = False
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,11 @@ def container_settings(
     node: str,
     in_dir: Path,
     out_dir: Path,
+    device: str | None = None,
     network: JobNetwork | None = None,
 ) -> dict[str, Any]:
-    """The body of ``POST /containers/create``. Raises ``AttemptFailed`` for what must not or cannot run."""
+    """The body of ``POST /containers/create``; ``device`` is what the two folders are on, if it is the job's alone.
+    Raises ``AttemptFailed`` for what must not or cannot run."""
     if lease.user <= 0:
         raise AttemptFailed(ErrorCode.INTERNAL, "a job must not run as root", retryable=False)
     if lease.network != (network is not None):
@@ -87,7 +93,9 @@ def container_settings(
         "StopSignal": "SIGTERM",
         "Tty": False,
         "OpenStdin": False,
-        "HostConfig": _host_settings(lease, image, in_dir, out_dir) | _network_settings(network),
+        "HostConfig": _host_settings(lease, image, in_dir, out_dir)
+        | _device_settings(device)
+        | _network_settings(network),
     }
     if lease.command is not None:
         # All of argv, as `command` in Kubernetes: neither the image's entrypoint nor its arguments are mixed in.
@@ -139,6 +147,18 @@ def _host_settings(lease: JobLease, image: LocalImage, in_dir: Path, out_dir: Pa
         "LogConfig": {"Type": "none", "Config": {}},
         "PublishAllPorts": False,
     }  # fmt: skip
+
+
+def _device_settings(device: str | None) -> dict[str, Any]:
+    if device is None:
+        return {}
+    bytes_, operations = [{"Path": device, "Rate": IO_BYTES}], [{"Path": device, "Rate": IO_OPS}]
+    return {
+        "BlkioDeviceReadBps": bytes_,
+        "BlkioDeviceWriteBps": bytes_,
+        "BlkioDeviceReadIOps": operations,
+        "BlkioDeviceWriteIOps": operations,
+    }
 
 
 def _network_settings(network: JobNetwork | None) -> dict[str, Any]:

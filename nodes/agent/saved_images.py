@@ -16,7 +16,6 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from nodes.agent.archives import CHUNK_BYTES, BadArchive, SavedImage, TooLarge, 
 from nodes.agent.docker_api import DockerApi, DockerError, DockerSilent
 from nodes.agent.endings import duration, size
 from nodes.agent.failures import AttemptFailed
+from nodes.agent.kept_images import KeptImages, Loaded
 from nodes.agent.tasks import to_the_end
 from nodes.protocol import Archive, ErrorCode, Image
 
@@ -37,17 +37,8 @@ WAITS_S = (0.5, 2.0)
 """Before each further try of a download that may work when it is tried again."""
 MOST_RATIO, ANY_RATIO_BYTES = 200, 256 * 1024**2
 """Unpacked to packed; what is small may be any."""
-REMEMBERED = 1024
 _ID = re.compile(r"sha256:[0-9a-f]{64}")
 _LOADED = re.compile(r"Loaded image(?: ID)?: (\S+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """``image_id`` is the same on every node; ``engine_id`` is what this node's engine calls it."""
-
-    image_id: str
-    engine_id: str
 
 
 class SavedImages:
@@ -57,6 +48,7 @@ class SavedImages:
     def __init__(
         self,
         api: DockerApi,
+        kept: KeptImages,
         folder: Path | None,
         docker_root: str,
         *,
@@ -64,19 +56,11 @@ class SavedImages:
         free_bytes: int,
         time_s: float,
     ) -> None:
-        self._api = api
+        self._api, self._kept = api, kept
         self._folder = folder or Path(tempfile.gettempdir(), f"rgrid-images-{os.getpid()}")
         self._docker_root = docker_root
         self._most_bytes, self._free_bytes, self._time_s = most_bytes, free_bytes, time_s
-        self._loaded: dict[str, Loaded] = {}
-        """By the archive's SHA-256."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def known(self, image: Image) -> Loaded | None:
-        """What the engine may have of it: loaded before, or under the id that the image must have."""
-        if image.archive is not None and (loaded := self._loaded.get(image.archive.sha256)) is not None:
-            return loaded
-        return None if image.pinned is None else Loaded(image.pinned, image.pinned)
 
     async def load(self, image: Image, archive: Archive) -> Loaded:
         """The engine has it then. Raises ``AttemptFailed``, ``DockerError``, ``DockerSilent``."""
@@ -89,11 +73,15 @@ class SavedImages:
         try:
             async with asyncio.timeout(self._time_s):
                 packed = folder / "packed"
+                await self._kept.make_room(archive.size)
                 await self._fetch(image, archive, packed)
                 saved = await to_the_end(partial(self._read, packed, folder, stop), hurry=stop.set)
                 if image.pinned is not None and saved.id != image.pinned:
                     raise _failed(image, f"holds the image {saved.id}, not {image.pinned}")
-                loaded = Loaded(saved.id, await self._hand_over(image, saved))
+                here = await self._size_of(saved.id)
+                brought = here is None or self._kept.is_brought(saved.id)
+                loaded = Loaded(saved.id, saved.id if here is not None else await self._hand_over(image, saved))
+                size_bytes = here or await self._size_of(loaded.engine_id) or 0
         except TimeoutError:
             raise _failed(image, f"took longer than {duration(self._time_s)}", retryable=True) from None
         except BadArchive as error:
@@ -102,9 +90,8 @@ class SavedImages:
             raise _failed(image, f"cannot be loaded: {error.strerror}", retryable=True) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        self._loaded[archive.sha256] = loaded
-        if len(self._loaded) > REMEMBERED:
-            del self._loaded[next(iter(self._loaded))]
+        # Under the artifact's own name: another project may have uploaded other bytes under the same claim.
+        self._kept.came(loaded, image.reference, size_bytes, brought=brought)
         log.info("image loaded", image=image.reference, id=saved.id, ms=round((time.monotonic() - started_s) * 1000))
         return loaded
 
@@ -165,7 +152,10 @@ class SavedImages:
     async def _hand_over(self, image: Image, saved: SavedImage) -> str:
         """The engine's own id for it."""
         # Docker keeps a copy of the archive while it unpacks it.
-        self._check_disk(2 * sum(layer.size for layer in saved.layers), self._docker_root)
+        needed_bytes = 2 * sum(layer.size for layer in saved.layers)
+        await self._kept.make_room(needed_bytes)
+        self._check_disk(needed_bytes, self._docker_root)
+        self._kept.coming(saved.id)
         try:
             loaded = await self._load(image, saved)
         except DockerSilent as error:
@@ -177,6 +167,15 @@ class SavedImages:
             await self._remove(name)
         became = ", ".join(sorted(loaded)) or "nothing"
         raise _failed(image, f"became {became} in the node's Docker, not {saved.id}")
+
+    async def _size_of(self, name: str) -> int | None:
+        """In bytes; None if the engine has no such image."""
+        try:
+            return int((await self._api.call("GET", f"/images/{name}/json")).get("Size") or 0)
+        except DockerError as error:
+            if error.status != 404:
+                raise
+            return None
 
     async def _is(self, name: str, saved: SavedImage) -> bool:
         """Whether what was loaded is the image. An engine with containerd's store names it by a manifest that it makes

@@ -6,7 +6,7 @@ matches extended headers with regular expressions that take minutes for some, du
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -16,7 +16,7 @@ EXTENDED_BYTES = 1024 * 1024
 _WITHOUT_CONTENT = frozenset(b"123456")
 """Links, devices, folders, pipes: whatever size they claim, no bytes follow."""
 FILE, OLD_FILE, SYMLINK, FOLDER = b"0", b"\0", b"2", b"5"
-_LONG_NAME, _LONG_LINK, _ATTRIBUTES, _SPARSE = b"L", b"K", b"x", b"S"
+_LONG_NAME, _LONG_LINK, _ATTRIBUTES, _GLOBAL, _SPARSE = b"L", b"K", b"x", b"g", b"S"
 
 
 class BadTar(Exception):
@@ -38,29 +38,37 @@ class Entry:
         return self.kind in (FILE, OLD_FILE)
 
 
-def entries(file: IO[bytes], offset: int, size: int) -> Iterator[Entry]:
+def entries(file: IO[bytes], offset: int, size: int, step: Callable[[], None] = lambda: None) -> Iterator[Entry]:
     """Of the tar in that part of the file; the file may be read elsewhere between two of them. Sparse files are
-    refused: they unpack to more than what is here."""
+    refused: they unpack to more than what is here.
+
+    ``step`` is called for every header and every attribute in one, all that costs time: it may raise to end this.
+    """
     at, end = offset, offset + size
     longer: dict[str, bytes] = {}
+    seen: set[bytes] = set()
     while at < end:
+        step()
         block = _read(file, at, BLOCK, end)
         if not block.strip(b"\0"):
             return
         at += BLOCK
         kind, length = _checked(block), _number(block[124:136])
+        if kind in (_LONG_NAME, _LONG_LINK, _ATTRIBUTES, _GLOBAL) and length > EXTENDED_BYTES:
+            raise BadTar("has a header that is too large")
         if kind in (_LONG_NAME, _LONG_LINK, _ATTRIBUTES):
-            if length > EXTENDED_BYTES:
-                raise BadTar("has a header that is too large")
+            if kind in seen:
+                raise BadTar("has two headers of one kind for a file")
+            seen.add(kind)
             data = _read(file, at, length, end)
-            longer |= _attributes(data) if kind == _ATTRIBUTES else {
+            longer |= _attributes(data, step) if kind == _ATTRIBUTES else {
                 "path" if kind == _LONG_NAME else "linkpath": data.rstrip(b"\0")
             }  # fmt: skip
             at += length + -length % BLOCK
             continue
         if kind == _SPARSE:
             raise BadTar("has sparse files in it")
-        if "size" in longer:
+        if "size" in longer and kind != _GLOBAL:
             length = _decimal(longer["size"])
         if kind[0] in _WITHOUT_CONTENT:
             length = 0
@@ -70,7 +78,7 @@ def entries(file: IO[bytes], offset: int, size: int) -> Iterator[Entry]:
         link = longer.get("linkpath", block[157:257].split(b"\0")[0])
         yield Entry(_text(name), kind, _text(link), at, length)
         at += length + -length % BLOCK
-        longer = {}
+        longer, seen = {}, set()
 
 
 def _read(file: IO[bytes], at: int, length: int, end: int) -> bytes:
@@ -108,11 +116,12 @@ def _decimal(value: bytes) -> int:
     return int(value)
 
 
-def _attributes(data: bytes) -> dict[str, bytes]:
+def _attributes(data: bytes, step: Callable[[], None]) -> dict[str, bytes]:
     """Records ``<length> <key>=<value>\\n``, the length being that of the record."""
     found: dict[str, bytes] = {}
     at = 0
     while at < len(data):
+        step()
         space = data.find(b" ", at, at + 10)
         length = _decimal(data[at:space]) if space > at else 0
         key, equals, value = data[space + 1 : at + length].partition(b"=")

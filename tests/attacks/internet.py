@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 import subprocess
 import sys
+from pathlib import Path
 
 PUBLIC, GATEWAY = "11.22.33.44", "11.22.33.1"
 FORBIDDEN = {
@@ -67,6 +68,10 @@ class Internet:
         )
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"ready\n"
+
+    def received_bytes(self) -> int:
+        """How much this machine has sent there."""
+        return int(Path(f"/sys/class/net/{self._name}/statistics/tx_bytes").read_text())
 
     def close(self) -> None:
         self._server.kill()

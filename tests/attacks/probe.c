@@ -1,10 +1,13 @@
 /* What a hostile job tries: each line is a name and what the kernel said (0, or the error's name).
  * Calls that would do harm if they were allowed get arguments that fail later (EINVAL, EFAULT, EBADF). */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -15,6 +18,7 @@
 #include <sys/timex.h>
 #include <sys/types.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static void say(const char *name, long result) {
@@ -53,7 +57,38 @@ static long old_calls(void) {
 #endif
 }
 
-int main(void) {
+static double now(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec + at.tv_nsec / 1e9;
+}
+
+/* Blocks written to the disk itself within so many seconds, one by one. */
+static int storm(const char *path, double seconds) {
+    static char block[4096];
+    int file = open(path, O_CREAT | O_WRONLY | O_SYNC, 0644), count = 0;
+    for (double end = now() + seconds; now() < end; count++)
+        if (pwrite(file, block, sizeof block, (count % 64) * sizeof block) < 0) return 1;
+    printf("blocks %d\n", count);
+    return 0;
+}
+
+/* Datagrams sent within so many seconds, as fast as can be. */
+static int flood(const char *address, double seconds) {
+    static char data[1400];
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
+    inet_pton(AF_INET, address, &to.sin_addr);
+    int out = socket(AF_INET, SOCK_DGRAM, 0);
+    long sent = 0;
+    for (double end = now() + seconds; now() < end;)
+        if (sendto(out, data, sizeof data, 0, (struct sockaddr *)&to, sizeof to) > 0) sent += sizeof data;
+    printf("sent %ld\n", sent);
+    return 0;
+}
+
+int main(int count, char **words) {
+    if (count == 4 && !strcmp(words[1], "storm")) return storm(words[2], atof(words[3]));
+    if (count == 4 && !strcmp(words[1], "flood")) return flood(words[2], atof(words[3]));
     struct timex clock = {.modes = ADJ_OFFSET};
     struct timespec second = {1, 0};
     char name[] = "x";

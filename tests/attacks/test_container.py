@@ -14,6 +14,7 @@ from typing import Any
 import docker
 import pytest
 
+from nodes.agent import sandbox
 from nodes.agent.containers import Engine
 from nodes.agent.workspace import Workspace
 from nodes.protocol import Image, JobLease
@@ -78,6 +79,7 @@ say health "$(ls /tmp/healthcheck-ran 2>/dev/null | wc -l)"
 say leftovers "$(find /tmp /var/tmp /dev/shm /run/lock -type f 2>/dev/null | grep -v '/x$\|/tmp/busybox$' | wc -l)"
 say nofile "$(ulimit -n) $(ulimit -Hn)"; say core "$(ulimit -c) $(ulimit -Hc)"; say fsize "$(ulimit -Hf)"
 say setuid "$(/bin/probe-as-root | grep euid)"
+say capable "$(/bin/capable/cat /proc/self/status 2>/dev/null | sed -n 's/^CapEff:[[:space:]]*//p')"
 exit 0
 """
 
@@ -123,6 +125,7 @@ EXPECTED = {
     "leftovers": "0",  # S42
     "nofile": "1024 1024", "core": "0 0", "fsize": str(32 * 2048),
     "setuid": "euid 65532",  # S31
+    "capable": "|0{16}",  # S32: the kernel refuses to run it, or runs it without
 }  # fmt: skip
 
 REFUSED = "EPERM|ENOSYS|EACCES|EAFNOSUPPORT"
@@ -211,6 +214,17 @@ def test_the_probe_would_notice_an_open_sandbox(image: str) -> None:
     assert {name for name in OPEN_WITHOUT_PROFILE if re.fullmatch(REFUSED, got[name])} == set()
 
 
+def test_a_file_with_a_capability_has_it_where_nothing_forbids_that(image: str) -> None:
+    client = docker.from_env()
+    try:
+        status = client.containers.run(
+            image, entrypoint=["/bin/capable/cat", "/proc/self/status"], user="65532", remove=True, network_mode="none"
+        )
+    finally:
+        client.close()
+    assert re.search(r"CapEff:\s*0{12}2000", status.decode())  # S32: CAP_NET_RAW
+
+
 # Bombs: (lease fields, script, exit codes, what the output says)
 BOMBS: dict[str, tuple[dict[str, Any], str, set[int], str]] = {
     # S01, S03: whatever it forks, and whatever of that daemonises, ends at the limit and with the container.
@@ -294,6 +308,31 @@ async def test_a_full_out_is_an_error_inside_and_costs_the_node_no_more_than_the
     """
     ran = await run(engine, image, shell(script, disk=64 * MIB), workspace)  # S16, S17, S19
     assert ran.output.count("No space left on device") == 3, ran.output
+
+
+async def test_a_storm_of_synchronous_writes_is_slowed_down_and_no_neighbour_with_it(
+    engine: Engine, image: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes(seconds: int) -> JobLease:
+        return lease(["/bin/probe", "storm", "/out/storm", str(seconds)])
+
+    async def blocks(job: JobLease, files: Workspace) -> int:
+        ran = await run(engine, image, job, files)
+        assert ran.code == 0, ran
+        return int(pairs(ran.output)["blocks"])
+
+    other = await Workspace.create(tmp_path, "job_2", 1, 16 * MIB, 65532)
+    try:
+        free = await blocks(writes(1), other)
+        monkeypatch.setattr(sandbox, "IO_OPS", 40)
+        storm = asyncio.create_task(blocks(writes(4), workspace))  # S26
+        await asyncio.sleep(0)
+        monkeypatch.undo()
+        beside = await blocks(writes(1), other)
+        assert await storm <= 4 * 40 + 40, "a block takes an operation or more"
+        assert min(free, beside) > 2 * 40, (free, beside)
+    finally:
+        await other.destroy()
 
 
 async def test_a_crash_leaves_no_core_file(engine: Engine, image: str, folders: PlainFolders) -> None:

@@ -1,4 +1,4 @@
-"""What a job with ``network: true`` reaches (SECURITY §1.4; attacks S28, S29, S37, S53 to S61, S63), against the
+"""What a job with ``network: true`` reaches (SECURITY §1.4; attacks S28, S29, S37, S53 to S63), against the
 real engine and the real packet filter. Each target is shown to answer a container that is not behind the rules."""
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from nodes.agent import firewall
 from nodes.agent.containers import Engine
 from nodes.agent.failures import AttemptFailed
 from nodes.protocol import ErrorCode, Image
+from tests.attacks.images import hostile
 from tests.attacks.internet import FORBIDDEN, PORT, PUBLIC, SMTP, Internet
 from tests.conftest import docker_works
 from tests.images.build import busybox
-from tests.nodes.agent.jobs import PlainFolders, run, shell
+from tests.nodes.agent.jobs import PlainFolders, lease, run, shell
 
 pytestmark = [pytest.mark.docker, pytest.mark.skipif(not docker_works(), reason="needs a Docker engine")]
 
@@ -177,6 +178,27 @@ async def test_new_connections_are_limited(
         assert 15 < list(answers(ran.output).values()).count("open") < 40
     finally:
         await limited.aclose()
+
+
+async def test_a_flood_of_datagrams_stops_at_the_bandwidth_of_a_job(
+    internet: Internet, folders: PlainFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def arrived(node: str) -> int:
+        """Bytes that left this machine of a job's flood of a second."""
+        engine = await Engine.open(node)
+        try:
+            found = (await engine.ensure_image(Image(reference=hostile()))).id
+            before = internet.received_bytes()
+            ran = await run(engine, found, lease(["/bin/probe", "flood", PUBLIC, "1"], network=True), folders)
+            assert ran.code == 0, ran
+            return internet.received_bytes() - before
+        finally:
+            await engine.aclose()
+
+    wide = await arrived("node-wide")  # S62
+    monkeypatch.setattr(firewall, "BYTES_A_SECOND", "32kb")
+    narrow = await arrived("node-narrow")
+    assert narrow * 4 < wide, (narrow, wide)
 
 
 async def test_a_firewall_that_does_not_hold_is_noticed_and_the_job_refused(

@@ -50,8 +50,8 @@ async def test_the_command_has_the_nodes_flags_and_no_secret(call: Connected, tm
 async def test_it_runs_as_on_a_node(call: Connected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = await made(call, busybox())
     monkeypatch.setenv("TOKEN", "mine")
-    folder = tmp_path / "again"
+    folder = tmp_path / 'a, "b" and = c'
     done = await call("repro", job_id, "-o", folder)
-    assert done.status == 7
+    assert done.status == 7, done.err
     assert (folder / "out" / "made").read_text() == "you mine\n"
     assert "exit status 7" in done.err

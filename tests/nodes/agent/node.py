@@ -51,11 +51,12 @@ async def node(
     drain_s: float = 20,
     leave_on_exit: bool = False,
     allow: tuple[str, ...] = ("127.0.0.1",),
+    images_bytes: int | None = None,
 ) -> AsyncIterator[Node]:
     """Running, and drained at the end unless the test has ended it."""
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    engine = await Engine.open(f"test-{folder.name}")
+    engine = await Engine.open(f"test-{folder.name}", images_bytes=images_bytes)
     client, records = GatewayClient(gateway.url, gateway.credential()), Records(folder / "leases")
     try:
         async with httpx.AsyncClient(trust_env=False) as storage:

@@ -26,7 +26,8 @@ def masked(pieces: list[bytes], *values: str) -> bytes:
         (b"token\n", ["token1\n"], b"token\n"),
         (b"say token1!", ["token1\n"], b"say ***!"),
         ("grüße an alle".encode(), ["grüße"], b"*** an alle"),
-        (b"short", ["short"], b"short"),
+        (b"PIN 1234, code 12345.", ["1234", "12345"], b"PIN ***, code ***."),
+        (b"no, not all of it", ["not"], b"no, not all of it"),
         (b"nothing here", [], b"nothing here"),
         (b"hunter2", ["hunter22"], b"hunter2"),
         (b"\xff\x00hunter22\xff", ["hunter22"], b"\xff\x00***\xff"),
@@ -42,7 +43,7 @@ def test_values_are_replaced_wherever_the_log_is_cut(log: bytes, values: list[st
 def test_any_cut_of_any_log_hides_every_value() -> None:
     rng = random.Random(11)
     for _ in range(300):
-        values = ["".join(rng.choices("ab", k=rng.randint(6, 9))) for _ in range(rng.randint(1, 3))]
+        values = ["".join(rng.choices("ab", k=rng.randint(4, 9))) for _ in range(rng.randint(1, 3))]
         noise = ["".join(rng.choices("cd ", k=rng.randint(0, 4))) for _ in range(6)]
         log = "".join(part for word in noise for part in (word, " ", rng.choice(values), " ")).encode()
         pieces, rest = [], log

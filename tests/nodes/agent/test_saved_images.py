@@ -53,10 +53,9 @@ def kept(store: Receiver, content: bytes, *, pinned: str | None = None, sha256: 
     """The image of an archive in the store, as a lease names it."""
     packed = zstandard.compress(content)
     store.files["image"] = packed
-    archive = Archive(
-        url=store.file_url("image"), size=len(packed), sha256=sha256 or hashlib.sha256(packed).hexdigest()
-    )
-    return Image(reference=REFERENCE, pinned=pinned, archive=archive)
+    real = hashlib.sha256(packed).hexdigest()
+    archive = Archive(url=store.file_url("image"), size=len(packed), sha256=sha256 or real)
+    return Image(reference=f"artifact:art_{real[:32]}", pinned=pinned, archive=archive)
 
 
 async def has(api: DockerApi, image: str) -> bool:
@@ -82,7 +81,7 @@ async def test_an_image_is_loaded_once_by_its_id_alone(api: DockerApi, images: I
         store.files.clear()  # it is there: nothing is fetched
         assert (await images.ensure(image)).id == saved.id
         assert (await images.ensure(image.model_copy(update={"pinned": None}))).id == saved.id
-        assert (await images.ensure(Image(reference=REFERENCE, pinned=saved.id))).id == saved.id
+        assert (await images.ensure(Image(reference=image.reference, pinned=saved.id))).id == saved.id
     finally:
         await api.call("DELETE", f"/images/{saved.id}")
 
