@@ -123,6 +123,12 @@ def _filled(value: Any, roots: Mapping[str, Any], budget: Budget) -> Any:
     return value
 
 
+async def lock_chains(conn: Connection, project: ProjectId) -> None:
+    """Keep others from applying what has callbacks to functions, until the end of the transaction. Before any function
+    is locked, or two that hold one each would wait for each other."""
+    await conn.execute(LOCK_CHAINS, project)
+
+
 async def check_targets(
     conn: Connection, project: ProjectId, name: str | None, callbacks: Sequence[HasChains], *, exist: bool = True
 ) -> None:
@@ -134,7 +140,7 @@ async def check_targets(
     targets = [callback.function for callback in callbacks if callback.function is not None]
     if not targets:
         return
-    await conn.execute(LOCK_CHAINS, project)
+    await lock_chains(conn, project)
     rows = {row["target"]: row for row in await conn.fetch(CHAINED_FUNCTIONS, project, targets, name)}
     found = []
     for index, callback in enumerate(callbacks):

@@ -160,6 +160,7 @@ CODES = {
     "artifact_unknown": "The attempt has reserved no such artifact",
     "attempt_not_found": "The job has had no such attempt",
     "batch_not_found": "There is no such batch",
+    "batch_too_large": "The batch's params are too large together",
     "callback_cycle": "The chain of functions leads back to its beginning",
     "chain_too_deep": "The chain of jobs is too long",
     "concurrency_rejected": "As many jobs of the function run as may",

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from functions import bucket_owner
 from functions.artifacts import Store
+from functions.bucket_owner import is_ours
 from functions.db import Connection, Pool
-from functions.errors import NotFound
 from functions.ids import ArtifactId, JobId, VersionId
 
 PAGE = 1000
@@ -99,11 +100,6 @@ DELETE FROM artifacts WHERE id = ANY (ARRAY(
      ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED))
 """
 
-INSTANCE = """
--- instance
-SELECT instance::text FROM expiry_cursor
-"""
-
 KNOWN_KEYS = """
 -- known_object_keys
 SELECT object_key, state FROM artifacts WHERE object_key = ANY ($1)
@@ -122,12 +118,8 @@ UPDATE artifacts SET state = $3 WHERE object_key = ANY ($1) AND state = $2
 """
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC), ArtifactId(UUID(int=0))
-MARK = "rgrid-instance"
-"""Key of the object that says whose bucket it is."""
 LAST_KEY = "\U0010ffff"
 _NAMED = re.compile(r"artifact:art_([0-9a-f]{32})")
-_OURS = re.compile(r"[0-9]+/(?:job_[0-9a-f]{32}/[0-9]+|uploads)/art_[0-9a-f]{32}")
-"""Other keys of the bucket are somebody else's: they are left alone."""
 
 
 async def note_uses(conn: Connection, uses: Iterable[tuple[ArtifactId, JobId]]) -> None:
@@ -196,10 +188,11 @@ async def compare_once(pool: Pool, store: Store, after: str | None, *, age: time
     ``age`` must be longer than an upload takes: a younger object, or row, may be without the other for a moment.
     """
     # An empty database on the bucket of another one would take everything in it for orphans.
-    if not await _owns(pool, store):
-        return Compared(0, 0, None, foreign=True)
+    async with pool.acquire() as conn:
+        if not await bucket_owner.claim(conn, store):
+            return Compared(0, 0, None, foreign=True)
     page = await store.list_objects(after or "", PAGE)
-    ours = [each for each in page if _OURS.fullmatch(each.key)]
+    ours = [each for each in page if is_ours(each.key)]
     upper = page[-1].key if len(page) == PAGE else LAST_KEY
     async with pool.acquire() as conn:
         known = {row["object_key"]: row["state"] for row in await conn.fetch(KNOWN_KEYS, [each.key for each in ours])}
@@ -221,18 +214,6 @@ async def compare_once(pool: Pool, store: Store, after: str | None, *, age: time
         if back := [key for key, state in known.items() if state == "missing"]:
             await conn.execute(MARK_STATE, back, "missing", "complete")
     return Compared(len(orphans), len(missing), upper if len(page) == PAGE else None)
-
-
-async def _owns(pool: Pool, store: Store) -> bool:
-    """Whether the bucket is marked as this database's; one without a mark gets it."""
-    async with pool.acquire() as conn:
-        mine = str(await conn.fetchval(INSTANCE)).encode()
-    try:
-        async with store.read(MARK) as chunks:
-            return b"".join([chunk async for chunk in chunks]) == mine
-    except NotFound:
-        await store.put(MARK, mine, "text/plain")
-        return True
 
 
 def first_id(age: timedelta) -> UUID:

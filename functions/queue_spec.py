@@ -117,10 +117,13 @@ def keys_of(queue: Queue | None) -> list[tuple[tuple[str, ...], Template]]:
     return [((name, "key"), part.key) for name, part in found if part is not None and part.key is not None]
 
 
-def gates_of(queue: Queue | None, *, params: Mapping[str, Any], trigger: Mapping[str, Any]) -> tuple[GateSpec, ...]:
+def gates_of(
+    queue: Queue | None, *, params: Mapping[str, Any], trigger: Mapping[str, Any], foreign: bool = False
+) -> tuple[GateSpec, ...]:
     """The limits that a job with these values passes, in the order of their levels.
 
-    Raises ``Invalid`` with code ``template_invalid`` when a key has no value; null is a value.
+    Raises ``Invalid`` with code ``template_invalid`` when a key has no value; null is a value. ``foreign``: the job is
+    of another version than the queue, whose params need not have what the key is made of; that is null then.
     """
     if queue is None:
         return ()
@@ -128,15 +131,15 @@ def gates_of(queue: Queue | None, *, params: Mapping[str, Any], trigger: Mapping
     gates = []
     if (at_once := queue.concurrency) is not None:
         if at_once.per_key is not None:
-            gates.append(GateSpec(BY_KEY, _hash(at_once.key, roots, "concurrency"), at_once.per_key))
+            gates.append(GateSpec(BY_KEY, _hash(at_once.key, roots, "concurrency", foreign), at_once.per_key))
         if at_once.limit is not None:
             gates.append(GateSpec(IN_TOTAL, b"", at_once.limit))
     if (rate := queue.rate) is not None:
-        gates.append(GateSpec(OF_STARTS, _hash(rate.key, roots, "rate"), rate.limit, rate.per))
+        gates.append(GateSpec(OF_STARTS, _hash(rate.key, roots, "rate", foreign), rate.limit, rate.per))
     return tuple(gates)
 
 
-def _hash(key: Template | None, roots: Mapping[str, Any], part: str) -> bytes:
+def _hash(key: Template | None, roots: Mapping[str, Any], part: str, foreign: bool) -> bytes:
     if key is None:
         return b""
     try:
@@ -147,6 +150,8 @@ def _hash(key: Template | None, roots: Mapping[str, Any], part: str) -> bytes:
             else expressions.find(key.lookup, roots)
         )
     except MissingValue as error:
-        at = pointer("spec", "queue", part, "key")
-        raise Invalid(f"{at}: {error}", code="template_invalid", errors=[FieldError(at, str(error))]) from None
+        if not foreign:
+            at = pointer("spec", "queue", part, "key")
+            raise Invalid(f"{at}: {error}", code="template_invalid", errors=[FieldError(at, str(error))]) from None
+        value = None
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).digest()

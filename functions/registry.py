@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from functions import ids, saved_images, secrets, versions
 from functions.chaining import check_targets
@@ -38,16 +38,18 @@ RETURNING id
 
 UPDATE_FUNCTION = """
 -- update_function
-UPDATE functions SET description = $2, labels = $3, current_number = coalesce($4, current_number), updated_at = now()
+UPDATE functions SET description = $2, labels = $3, current_number = coalesce($4, current_number), updated_at = now(),
+                     limits_changed_at = CASE WHEN $4 IS NULL THEN limits_changed_at ELSE now() END
  WHERE id = $1
 """
 
 CURRENT_VERSION = """
 -- current_version
-SELECT v.id, v.image_digest
+SELECT v.id, v.image_digest, c.id AS current_id, c.image_digest AS current_digest
   FROM functions
   LEFT JOIN function_versions v
     ON v.function_id = functions.id AND v.number = coalesce($3::int, functions.current_number)
+  LEFT JOIN function_versions c ON c.function_id = functions.id AND c.number = functions.current_number
  WHERE functions.project_id = $1 AND functions.name = $2 AND functions.deleted_at IS NULL
 """
 
@@ -78,7 +80,7 @@ RETURNING id
 
 ROLL_BACK = """
 -- roll_back
-UPDATE functions SET current_number = v.number, updated_at = now()
+UPDATE functions SET current_number = v.number, updated_at = now(), limits_changed_at = now()
   FROM function_versions v
  WHERE functions.project_id = $1 AND functions.name = $2 AND functions.deleted_at IS NULL
    AND v.function_id = functions.id AND v.number = $3
@@ -89,6 +91,33 @@ SET_PAUSED = """
 UPDATE functions SET paused_at = CASE WHEN $3 THEN coalesce(paused_at, now()) END
  WHERE project_id = $1 AND name = $2 AND deleted_at IS NULL
 """
+
+
+CHANGED_LIMITS = """
+-- changed_limits
+SELECT functions.id, functions.project_id, functions.limits_changed_at, v.id AS version_id
+  FROM functions JOIN function_versions v ON v.function_id = functions.id AND v.number = functions.current_number
+ WHERE functions.limits_changed_at IS NOT NULL AND functions.deleted_at IS NULL
+   AND ($1::uuid IS NULL OR functions.id = $1)
+ ORDER BY functions.limits_changed_at LIMIT $2
+"""
+
+LIMITS_HOLD = """
+-- limits_hold
+UPDATE functions SET limits_changed_at = NULL
+ WHERE id = $1 AND limits_changed_at = $2 AND limits_changed_at < now() - $3::interval
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedLimits:
+    """A function whose current ``version`` became another one lately: jobs may still stand at the limits of the one
+    before."""
+
+    function: FunctionId
+    project: ProjectId
+    version: Version
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +182,18 @@ async def one_off(conn: Connection, project: ProjectId, manifest: Manifest) -> V
 
 
 async def current(conn: Connection, project: ProjectId, name: str, *, number: int | None = None) -> Version:
-    """The function's current version, or the one of that number; raises ``NotFound``."""
+    """The function's current version, or the one of that number (which knows the current one, too); raises
+    ``NotFound``."""
     require_name(name)
     row = await conn.fetchrow(CURRENT_VERSION, project, name, None if number is None else _number(name, number))
     if row is None:
         raise function_not_found(name)
     if row["id"] is None:
         raise _version_not_found(name, number)
-    return (await versions.with_digests(conn, {row["id"]: row["image_digest"]}))[row["id"]]
+    digests = {row["id"]: row["image_digest"], row["current_id"]: row["current_digest"]}
+    found = await versions.with_digests(conn, digests)
+    version = found[row["id"]]
+    return version if row["id"] == row["current_id"] else replace(version, current=found[row["current_id"]])
 
 
 async def get(conn: Connection, project: ProjectId, name: str) -> FunctionRow:
@@ -216,6 +249,23 @@ async def set_paused(conn: Connection, project: ProjectId, name: str, *, paused:
     require_name(name)
     await conn.execute(SET_PAUSED, project, name, paused)
     return await get(conn, project, name)
+
+
+async def changed_limits(
+    conn: Connection, *, limit: int, function: FunctionId | None = None
+) -> list[ChangedLimits]:
+    """Functions (or that one) whose limits do not hold for all of their jobs yet, the change of longest ago first."""
+    rows = await conn.fetch(CHANGED_LIMITS, function, limit)
+    found = await versions.by_ids(conn, [row["version_id"] for row in rows])
+    return [
+        ChangedLimits(row["id"], row["project_id"], found[row["version_id"]], row["limits_changed_at"]) for row in rows
+    ]
+
+
+async def limits_hold(conn: Connection, changed: ChangedLimits, *, after: timedelta) -> None:
+    """Note that all jobs stand at the limits of this change; not before ``after`` it, when none is on its way into the
+    queue any more that was made before."""
+    await conn.execute(LIMITS_HOLD, changed.function, changed.at, after)
 
 
 async def _lock(conn: Connection, project: ProjectId, name: str) -> Row | None:

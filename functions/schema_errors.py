@@ -38,15 +38,16 @@ def measure(value: Any, most: int) -> tuple[int, int]:
     values, characters, stack = 1, 0, [value]
     while stack and values <= most:
         item = stack.pop()
-        if isinstance(item, str):
-            characters += len(item)
-        elif isinstance(item, dict):
+        kind = type(item)  # of what a reader of JSON makes: half the time of asking isinstance for each
+        if kind is dict:
             values += len(item)
-            characters += sum(map(len, item))
+            characters += len("".join(item))
             stack.extend(item.values())
-        elif isinstance(item, list):
+        elif kind is list:
             values += len(item)
             stack.extend(item)
+        elif kind is str:
+            characters += len(item)
     return values, characters
 
 

@@ -74,9 +74,9 @@ UPDATE artifacts SET state = 'complete', size = $2, sha256 = $3, md5 = $4, share
  WHERE id = $1 AND state = 'pending'
 """
 
-FORGET_UPLOAD = """
--- forget_upload
-DELETE FROM artifacts WHERE id = $1
+FORGET_UPLOADS = """
+-- forget_uploads
+DELETE FROM artifacts WHERE id = ANY ($1)
 """
 
 
@@ -258,13 +258,14 @@ async def complete(
     return replace(upload, size=size, sha256=sha256, complete=True)
 
 
-async def discard(pool: Pool, store: Store, upload: Upload) -> None:
-    """Remove an upload with all that is there of it, the object first."""
-    if upload.upload_id is not None:
-        await store.abort_multipart(upload.object_key, upload.upload_id)
-    await store.delete([upload.object_key])
+async def discard(pool: Pool, store: Store, *uploads: Upload) -> None:
+    """Remove uploads with all that is there of them, the objects first."""
+    for upload in uploads:
+        if upload.upload_id is not None:
+            await store.abort_multipart(upload.object_key, upload.upload_id)
+    await store.delete([upload.object_key for upload in uploads])
     async with pool.acquire() as conn:
-        await conn.execute(FORGET_UPLOAD, upload.id)
+        await conn.execute(FORGET_UPLOADS, [upload.id for upload in uploads])
 
 
 def _upload(row: Row) -> Upload:

@@ -21,6 +21,7 @@ from functions.grammar import NAME
 from functions.ids import FunctionId, ProjectId, VersionId
 from functions.manifest import Manifest, stored_manifest
 from functions.params import ParamsSchema
+from functions.queue_spec import Queue
 
 CACHED_VERSIONS = 1024
 CACHED_BYTES = 16 * 1024 * 1024
@@ -100,7 +101,8 @@ UPDATE function_versions SET image_digest = $2 WHERE id = $1 AND image_digest IS
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """``function_id`` and ``function_name`` are None for a job without a function."""
+    """``function_id`` and ``function_name`` are None for a job without a function. ``current`` is the function's
+    current version, where that is another one and whoever read this one wanted to know it."""
 
     id: VersionId
     project_id: ProjectId
@@ -111,6 +113,12 @@ class Version:
     params_schema: ParamsSchema
     image_digest: str | None
     created_at: datetime
+    current: Version | None = None
+
+    @property
+    def limits(self) -> Queue:
+        """What says how many jobs may run: for all versions it is what the current one says."""
+        return (self.current or self).manifest.spec.queue or Queue()
 
 
 class ParsedVersions:

@@ -15,7 +15,7 @@ from functions.sealing import Sealer
 from functions.versions import Version
 from nodes.protocol import Archive, Image, Input, JobLease, Output, Resources
 from scheduler import jobs
-from scheduler.queue import Claimed
+from scheduler.leasing import Claimed
 from scheduler.spill import loaded
 
 ARTIFACT = "artifact:"

@@ -30,6 +30,7 @@ def retention_rounds(settings: Settings, pool: Pool, store: Store) -> list[Round
     settled = timedelta(seconds=settings.upload_s) + timedelta(hours=1)
     uploads_from: tuple[datetime, ArtifactId] | None = None
     compared_to: str | None = None
+    warned = False
 
     async def note() -> bool:
         async with pool.acquire() as conn:
@@ -52,11 +53,12 @@ def retention_rounds(settings: Settings, pool: Pool, store: Store) -> list[Round
         return await expiring.remove_once(pool, store, limit=BATCH) == BATCH
 
     async def compare() -> bool:
-        nonlocal compared_to
+        nonlocal compared_to, warned
         compared = await expiring.compare_once(pool, store, compared_to, age=settled)
         compared_to = compared.after
-        if compared.foreign:
-            log.warning("the bucket is another database's: orphans in it are left alone", bucket=settings.s3_bucket)
+        if compared.foreign and not warned:
+            warned = True
+            log.warning("the bucket has files of another database: orphans are left alone", bucket=settings.s3_bucket)
         if compared.orphans or compared.missing:
             log.warning("store and database differed", orphans=compared.orphans, missing=compared.missing)
         return False

@@ -27,7 +27,7 @@ from gateway.retention_rounds import retention_rounds
 from gateway.services import s3_config
 from gateway.settings import Settings
 from nodes import registry
-from scheduler import batches, jobs, queue
+from scheduler import batches, idempotency, jobs, queue
 from scheduler.chaining import chain_once
 from scheduler.gates import GateId
 from scheduler.jobs import Sizing
@@ -156,7 +156,7 @@ def rounds_of(
 
     async def forget_keys() -> bool:
         async with pool.acquire() as conn:
-            return await queue.forget_keys(conn, limit=BATCH) == BATCH
+            return await idempotency.forget(conn, limit=BATCH) == BATCH
 
     async def forget_versions() -> bool:
         async with pool.acquire() as conn:
@@ -171,7 +171,7 @@ def rounds_of(
         Round("promote", settings.poll_s, promote),
         # Well within what its ``Sight`` takes for a gap, however short leases are.
         Round("reap", min(settings.poll_s, settings.lease_s / 8), reap),
-        *queue_rounds(settings, wakeups, pool=pool, hot_pool=hot_pool),
+        *queue_rounds(settings, wakeups, pool=pool, hot_pool=hot_pool, store=store),
         Round("deliver", settings.poll_s, sender.deliver_once, ticket=lambda: wakeups.ticket(Topic.DELIVERY)),
         Round("complete batches", settings.poll_s, complete_batches),
         Round("chain", settings.poll_s, chain, ticket=lambda: wakeups.ticket(Topic.OUTCOME)),

@@ -28,7 +28,8 @@ from gateway.waiting import OutcomeWaiters
 from scheduler import jobs
 from scheduler.gates import GateId
 from scheduler.jobs import Sizing, Submitted
-from scheduler.queue import NewJob, VirtualClocks
+from scheduler.leasing import VirtualClocks
+from scheduler.queue import NewJob
 from scheduler.wakeups import Wakeups
 
 log = structlog.get_logger(__name__)
@@ -36,8 +37,9 @@ log = structlog.get_logger(__name__)
 STATEMENT_S = 15
 """A request's statement is given up after this long: the database is a black hole or far behind."""
 CLOSING_S = 2
-BATCHES = 2
-"""So many are read side by side; each takes tens of megabytes while it is."""
+BATCHES, BATCH_BODIES = 2, 8
+"""So many are read and written side by side, each with tens of megabytes; and so many are there or on their way, each
+with up to ten."""
 
 REFUSED_ALONE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """What one bad row does to the whole statement it stands in."""
@@ -66,6 +68,7 @@ class Services:
     egress: EgressPolicy
     cursors: Cursors
     batching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCHES))
+    receiving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCH_BODIES))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

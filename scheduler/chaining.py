@@ -21,12 +21,12 @@ from functions.errors import Conflict, RGridError, Unavailable
 from functions.expressions import MissingValue
 from functions.ids import JobId
 from functions.versions import Version
-from scheduler import chains, jobs
+from scheduler import chains, jobs, limits
 from scheduler.chains import Chain
 from scheduler.inputs import refused_inputs
 from scheduler.jobs import Invocation, Sizing
 from scheduler.queue import NewJob
-from scheduler.spill import loaded, spilled
+from scheduler.spill import Spilling, loaded
 from scheduler.views import JobRecord, job_object, read_jobs
 
 log = structlog.get_logger(__name__)
@@ -72,7 +72,7 @@ async def chain_once(pool: Pool, store: Store, sizing: Sizing, policy: EgressPol
 
     Those that need the store while it is away wait for it.
     """
-    async with pool.acquire() as conn, conn.transaction():
+    async with pool.acquire() as conn, Spilling(pool, store) as spilling, conn.transaction():
         due = await chains.due(conn, limit=limit)
         if not due:
             return Chained(0, 0)
@@ -87,7 +87,7 @@ async def chain_once(pool: Pool, store: Store, sizing: Sizing, policy: EgressPol
                 record, version = causes[chain.job_id]
                 params = json.loads(await loaded(conn, store, chain.project_id, record.row["params"]))
                 new = await _next(conn, chain, _Cause(record, version, params), sizing, policy)
-                made.append((chain, (await spilled(pool, store, new))[0]))
+                made.append((chain, await spilling.spilled(new)))
             except Unavailable:
                 waiting.append(chain)
             except RGridError as error:
@@ -97,10 +97,13 @@ async def chain_once(pool: Pool, store: Store, sizing: Sizing, policy: EgressPol
             except Exception as error:  # one project's odd outcome must not stop everybody's chains
                 log.error("chain broke", job_id=ids.encode(ids.JOB, chain.job_id), exc_info=error)
                 failed[chain] = Conflict("the next job could not be made of this outcome", code="internal")
+        async with pool.acquire() as other:
+            await limits.make_gates(other, [new for _, new in made])
         failed |= await _submit(conn, made)
         ended = [chain for chain in due if chain not in waiting]
         await chains.end(conn, [(chain, _error(failed[chain]) if chain in failed else None) for chain in ended])
         await chains.postpone(conn, waiting, AGAIN)
+        spilling.made([new.id for chain, new in made if chain not in failed])
     for chain, reason in failed.items():
         name = ids.encode(ids.JOB, chain.job_id)
         log.warning("chain ended", job_id=name, function=chain.function, code=reason.code)
@@ -171,7 +174,7 @@ async def _submit(conn: Connection, made: Sequence[tuple[Chain, NewJob]]) -> dic
         return {}
     try:
         async with conn.transaction():
-            answers = await jobs.submit(conn, [job for _, job in made])
+            answers = await jobs.submit_or_record(conn, [job for _, job in made])
     except REFUSED_ALONE as error:
         if len(made) == 1:
             log.warning("chained job refused", error=f"{type(error).__name__}: {error}")

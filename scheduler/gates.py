@@ -8,11 +8,12 @@ by a round for what was missed when a process died in between.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NewType
+from typing import Any, NewType
 
 from functions.db import Connection
+from functions.errors import Unavailable
 from functions.ids import FunctionId, JobId, ProjectId
 from functions.queue_spec import BY_KEY, IN_TOTAL, OF_STARTS, GateSpec, Queue
 
@@ -20,6 +21,8 @@ GateId = NewType("GateId", int)
 
 AT_ONCE = 500
 """Jobs that one statement lets through a gate."""
+TRIES = 5
+"""Gates that are found, made or forgotten by others meanwhile are looked for again."""
 
 FIND_GATES = """
 -- find_gates
@@ -39,6 +42,7 @@ TOUCH_GATES = """
 -- touch_gates
 UPDATE gates SET used_at = now()
  WHERE id = ANY (ARRAY(SELECT id FROM gates WHERE id = ANY ($1) ORDER BY level, id FOR NO KEY UPDATE))
+RETURNING id
 """
 
 SET_LIMITS = """
@@ -84,14 +88,15 @@ SELECT id FROM gates WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE
 ADMIT_JOBS = """
 -- admit_jobs
 WITH room AS (
-    SELECT gates.id, gates.lim - (SELECT count(*) FROM slots
+    -- Of a deleted function only what has run before goes on.
+    SELECT gates.id, functions.deleted_at, gates.lim - (SELECT count(*) FROM slots
                                    WHERE slots.gate_id = gates.id AND (until IS NULL OR until > now())) AS free
       FROM gates JOIN functions ON functions.id = gates.function_id
      WHERE gates.id = ANY ($1) AND functions.paused_at IS NULL
 ), first AS (
     SELECT w.* FROM room CROSS JOIN LATERAL (
         SELECT * FROM waiting_jobs
-         WHERE stage = 'gated' AND gate_id = room.id
+         WHERE stage = 'gated' AND gate_id = room.id AND (room.deleted_at IS NULL OR attempt > 0)
          ORDER BY head, job_id LIMIT least(greatest(room.free, 0), $2::int)
            FOR UPDATE SKIP LOCKED) w
 ), through AS (
@@ -183,27 +188,26 @@ async def ensure(conn: Connection, wanted: Iterable[Wanted]) -> dict[tuple[Funct
     """The gates of these names; those that there are not yet are made, with their limits."""
     missing = {each.name: each for each in wanted}
     found: dict[tuple[FunctionId, int, bytes], GateId] = {}
-    stale: list[GateId] = []
-    for _ in range(3):
+    for _ in range(TRIES):
         names = sorted(missing)  # one order for all, or two of these would wait for each other's rows
         rows = await conn.fetch(FIND_GATES, *([name[part] for name in names] for part in range(3)))
+        stale = [row["id"] for row in rows if row["stale"]]
+        # One that was forgotten since it was found is made anew.
+        touched = {row["id"] for row in await conn.fetch(TOUCH_GATES, stale)} if stale else set()
         for row in rows:
-            name = row["function_id"], row["level"], row["key"]
-            found[name] = row["id"]
-            missing.pop(name)
-            if row["stale"]:
-                stale.append(row["id"])
+            if not row["stale"] or row["id"] in touched:
+                name = row["function_id"], row["level"], row["key"]
+                found[name] = row["id"]
+                missing.pop(name)
         if not missing:
-            break
+            return found
         new = [missing[name] for name in sorted(missing)]
         await conn.execute(
             MAKE_GATES, [each.project_id for each in new], [each.function_id for each in new],
             [each.spec.level for each in new], [each.spec.key for each in new], [each.spec.limit for each in new],
             [each.spec.per for each in new],
         )  # fmt: skip
-    if stale:
-        await conn.execute(TOUCH_GATES, stale)
-    return found
+    raise Unavailable("the limits of this function keep changing: try again")
 
 
 async def set_limits(conn: Connection, function: FunctionId, queue: Queue | None) -> None:
@@ -215,13 +219,22 @@ async def set_limits(conn: Connection, function: FunctionId, queue: Queue | None
         limits += [(OF_STARTS, queue.rate.limit, queue.rate.per)]
     limits = [each for each in limits if each[1] is not None]
     if limits:
+        # Jobs that stand at a limit which there is no more are moved by ``relimiting``; then nobody uses its gates.
         await conn.execute(SET_LIMITS, function, *([each[part] for each in limits] for part in range(3)))
 
 
-async def advance(conn: Connection, gates: Collection[GateId]) -> int:
+async def advance(
+    conn: Connection,
+    gates: Collection[GateId],
+    *,
+    within: Collection[GateId] | None = None,
+    left: set[GateId] | None = None,
+) -> int:
     """Let through what the gates have room for; how many jobs became claimable.
 
-    In transactions of its own, after the commit of what freed the slots. Costs one statement when nobody waits.
+    In transactions of its own, after the commit of what freed the slots. Costs one statement when nobody waits. Inside
+    of another transaction no gates may be locked but those that it holds: ``within``. ``left`` gets those to which jobs
+    have come beside them, to be advanced after its commit.
     """
     waited = await conn.fetch(WAITED_FOR, list(gates)) if gates else []
     levels: dict[int, set[GateId]] = {BY_KEY: set(), IN_TOTAL: set(), OF_STARTS: set()}
@@ -240,8 +253,10 @@ async def advance(conn: Connection, gates: Collection[GateId]) -> int:
                 for row in rows:
                     if row["next_id"] is None:
                         ready += 1
-                    else:
+                    elif within is None or row["next_id"] in within:
                         levels[row["next_level"]].add(row["next_id"])
+                    elif left is not None:
+                        left.add(row["next_id"])
                 more[level] = _full(row["gate_id"] for row in rows)
         levels = more
     return ready
@@ -264,6 +279,12 @@ async def advance_all(conn: Connection) -> int:
     """``advance`` for all gates with waiters: what heals after a process that died before it could call it."""
     waited = [row["gate_id"] for row in await conn.fetch(ALL_WAITED_FOR)]
     return sum([await advance(conn, waited[first : first + 100]) for first in range(0, len(waited), 100)])
+
+
+def note(rows: Iterable[Mapping[str, Any]], into: set[GateId] | None) -> None:
+    """Add the ``gates`` of rows to those that are to be advanced after the commit."""
+    if into is not None:
+        into.update(gate for row in rows for gate in row["gates"] or ())
 
 
 async def free(conn: Connection, jobs: Collection[JobId]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,13 +22,15 @@ from functions.jobspec import JobSpec
 from functions.queue_spec import LANES, Lane, Queue, gates_of
 from functions.rendering import Rendered, render
 from functions.versions import Version
-from scheduler import chains, gates, limits, queue
+from scheduler import chains, gates, idempotency, leasing, limits, queue, withdrawing
 from scheduler.callbacks import endpoints_of, event_of
 from scheduler.chains import Chain, chains_of
 from scheduler.gates import GateId
 from scheduler.inputs import pointer_of
-from scheduler.queue import Ending, Held, InputUrl, NewDelivery, NewJob, Unleased
+from scheduler.leasing import Ending, Held, NewDelivery
+from scheduler.queue import InputUrl, NewJob
 from scheduler.retry import RetryPolicy, retry_delay
+from scheduler.withdrawing import Unleased
 
 CALLBACKS_OF = """
 -- callbacks_of
@@ -167,12 +169,16 @@ def prepare(project: ProjectId, version: Version, invocation: Invocation, sizing
 
 def _queueing(version: Version, params: Mapping[str, Any], invocation: Invocation) -> dict[str, Any]:
     """What ``spec.queue`` and the invocation say about when the job may start."""
-    spec = version.manifest.spec.queue or Queue()
+    spec, limited_by = version.manifest.spec.queue or Queue(), version.limits
     head_start = spec.priority if invocation.head_start is None else invocation.head_start
     limited = version.function_id is not None  # a job without a function has nobody to share a limit with
     return {
-        "gates": gates_of(spec, params=params, trigger=invocation.trigger) if limited else (),
-        "on_limit": spec.concurrency.on_limit if limited and spec.concurrency is not None else "queue",
+        "gates": gates_of(
+            limited_by, params=params, trigger=invocation.trigger, foreign=version.current is not None
+        )
+        if limited
+        else (),
+        "on_limit": limited_by.concurrency.on_limit if limited and limited_by.concurrency is not None else "queue",
         "lane": LANES[invocation.lane or spec.lane],
         "head_start": head_start or None,
         "ttl": spec.ttl,
@@ -197,46 +203,75 @@ async def submit(
     ``Invalid``. The keys within one call must differ. One whose function rejects what is over its limit answers with
     ``LimitReached``. ``reached`` gets the gates at which jobs wait now: they are to be advanced after the commit.
     """
+    return await _enter(conn, jobs, reached, record=False)
+
+
+async def submit_or_record(
+    conn: Connection, jobs: Sequence[NewJob], reached: set[GateId] | None = None
+) -> list[Submitted | Conflict | Invalid]:
+    """``submit`` for triggers whom nobody could tell: a job that its function rejects is there, and has failed."""
+    answers = await _enter(conn, jobs, reached, record=True)
+    return [answer for answer in answers if not isinstance(answer, LimitReached)]
+
+
+async def _enter(
+    conn: Connection, jobs: Sequence[NewJob], reached: set[GateId] | None, *, record: bool
+) -> list[Submitted | Conflict | Invalid | LimitReached]:
     picky = [job for job in jobs if limits.is_picky(job)]
     rest = [job for job in jobs if not limits.is_picky(job)] if picky else jobs
-    accepted = await queue.enqueue(conn, rest, reached) if rest else {}
-    refused: dict[JobId, LimitReached] = {}
+    accepted: dict[JobId, datetime] = {}
+    refused: set[JobId] = set()
+    # These first: they wait for locks that a statement of the others' would hold meanwhile.
     if picky:
+        passed = await limits.make_gates(conn, picky)
         async with conn.transaction():
-            await limits.lock(conn, picky)
-            for job in picky:
-                refusal, made = await _submit_picky(conn, job, reached)
-                accepted |= made
-                if refusal is not None:
-                    refused[job.id] = refusal
+            accepted, refused = await _enter_picky(conn, picky, passed, reached, record=record)
+    if rest:
+        accepted |= await queue.enqueue(conn, rest, reached)
     return [
         Submitted(job.id, accepted[job.id])
         if job.id in accepted
-        else refused[job.id]
+        else limits.reached()
         if job.id in refused
         else await _replay(conn, job)
         for job in jobs
     ]
 
 
-async def _submit_picky(
-    conn: Connection, job: NewJob, reached: set[GateId] | None
-) -> tuple[LimitReached | None, dict[JobId, datetime]]:
-    """Enqueue a job that does not wait behind others at its function's limit; the gates are locked."""
-    if job.idempotency_key is not None and await queue.find_idempotent(
-        conn, job.project_id, job.function_id or NO_FUNCTION, job.idempotency_key
-    ):
-        return None, {}
-    full = await limits.full(conn, job)
-    if full and job.on_limit == "reject":
-        return limits.reached(), {}
-    if full:
-        victims = await limits.replaced(conn, job, full)
-        await cancel(conn, job.project_id, victims, reached)
-    made = await queue.enqueue(conn, [job], reached)
-    # Here already, so that the next one of this transaction finds it counted.
-    await gates.advance(conn, await limits.gate_ids(conn, [job]))
-    return None, made
+async def _enter_picky(
+    conn: Connection, jobs: Sequence[NewJob], passed: limits.Passed, reached: set[GateId] | None, *, record: bool
+) -> tuple[dict[JobId, datetime], set[JobId]]:
+    """Enqueue jobs that do not wait behind others at their function's limit; those that went in, and those refused."""
+    replacing = any(job.on_limit == "replace" for job in jobs)
+    held = await limits.lock(conn, jobs, passed, cancels=replacing or record)
+    new = [
+        job
+        for job in jobs
+        if job.idempotency_key is None
+        or not await idempotency.find(conn, job.project_id, job.function_id or NO_FUNCTION, job.idempotency_key)
+    ]
+    refused = await limits.over(conn, [job for job in new if job.on_limit == "reject"], passed)
+    cancelled = await limits.replaced(conn, [job for job in new if job.on_limit == "replace"], passed, held)
+    made = await queue.enqueue(conn, [job for job in new if job.id not in refused], reached)
+    for project, victims in sorted(cancelled.items()):
+        await cancel(conn, project, victims, reached)
+    # Here already, so that the next ones of this transaction, or after it, find them counted.
+    await gates.advance(conn, list(held), within=held, left=reached)
+    if record and refused:
+        return made | await _record_rejected(conn, [job for job in new if job.id in refused]), set()
+    return made, refused
+
+
+async def _record_rejected(conn: Connection, jobs: Sequence[NewJob]) -> dict[JobId, datetime]:
+    """Write jobs that have failed before they could wait, with what that causes."""
+    # As delayed ones they stand at no gate, and nobody sees them before they have ended.
+    made = await queue.enqueue(conn, [replace(job, delay=timedelta(0), gates=()) for job in jobs])
+    error = {"code": "concurrency_rejected", "message": "as many jobs of this function run as may", "attempt": 0}
+    for project in sorted({job.project_id for job in jobs}):
+        mine = [job.id for job in jobs if job.project_id == project and job.id in made]
+        taken, _ = await withdrawing.take_out(conn, project, mine)
+        await end_unleased(conn, project, "failed", error, taken)
+    return made
 
 
 async def _replay(conn: Connection, job: NewJob) -> Submitted | Conflict | Invalid:
@@ -255,7 +290,7 @@ async def made_before(
     conn: Connection, project: ProjectId, function: FunctionId | None, key: str, body_hash: bytes
 ) -> Submitted | Invalid | None:
     """The answer to a request whose idempotency key was used before; None if the key is free."""
-    first = await queue.find_idempotent(conn, project, function or NO_FUNCTION, key)
+    first = await idempotency.find(conn, project, function or NO_FUNCTION, key)
     if first is None:
         return None
     job_id, first_hash = first
@@ -295,7 +330,7 @@ async def finish(
     """
     if report.status == "succeeded" and report.exit_code not in (None, 0):
         raise Invalid(f"an attempt that exited with {report.exit_code} has not succeeded")
-    held = await queue.find_held(conn, node, job, report.token)
+    held = await leasing.find_held(conn, node, job, report.token)
     if held is None:
         before = await conn.fetchval(REPORTED_BEFORE, job, report.token)
         if before is None:
@@ -314,10 +349,10 @@ async def finish(
             ending = Ending(
                 job, report.token, status, report.exit_code, error, timeline=report.timeline, needs=needs
             )
-            if await queue.retry(conn, ending, delay, freed):
+            if await leasing.retry(conn, ending, delay, freed):
                 return "scheduled"
             # The lease was taken back in this very moment, or a cancel came: a cancelled job gets no other attempt.
-            held = await queue.find_held(conn, node, job, report.token)
+            held = await leasing.find_held(conn, node, job, report.token)
             if held is None:
                 raise _lease_lost(job)
         if held.cancel_requested or held.overdue:
@@ -330,7 +365,7 @@ async def finish(
         job, report.token, status, report.exit_code, error, report.result, report.timeline, report.rejected
     )
     deliveries = _deliveries(version, job, status, held.callback_url, held.callback_events)
-    if not await queue.finish(conn, [ending], deliveries, freed):
+    if not await leasing.finish(conn, [ending], deliveries, freed):
         raise _lease_lost(job)
     await chains.record(conn, chains_of(version.manifest.spec.callbacks, held.project_id, job, event_of(status)))
     return status
@@ -392,7 +427,7 @@ def _deliveries(
 async def end_leased(conn: Connection, leases: Sequence[Ending], freed: set[GateId] | None = None) -> None:
     """End leased jobs on the platform's own account (lost too often, cancelled while lost), with their deliveries."""
     deliveries, chained = await _caused_by(conn, {ending.job_id: ending.status for ending in leases})
-    ended = await queue.finish(conn, leases, deliveries, freed)
+    ended = await leasing.finish(conn, leases, deliveries, freed)
     await chains.record(conn, [chain for chain in chained if chain.job_id in ended])
 
 
@@ -432,14 +467,14 @@ async def release(
     """Hand jobs back: ready again at once, or cancelled if that was asked for. Returns those whose token still held."""
     message = storable(reason) or f"{ids.encode(ids.NODE, node)} handed the job back"
     error = {"code": "node_drained", "message": message}
-    back = await queue.requeue(conn, [(job, token, error) for job, token in leases], freed)
+    back = await leasing.requeue(conn, [(job, token, error) for job, token in leases], freed)
     rest = [(job, token) for job, token in leases if job not in back]
     cancelled = [
         Ending(
             job, token, "cancelled", error=deadline_exceeded(held.attempt) if held.overdue else None, reported=False
         )
         for job, token in rest
-        if (held := await queue.find_held(conn, node, job, token)) is not None and held.cancel_requested
+        if (held := await leasing.find_held(conn, node, job, token)) is not None and held.cancel_requested
     ]
     await end_leased(conn, cancelled, freed)
     return back | {ending.job_id for ending in cancelled}
@@ -454,7 +489,7 @@ async def cancel(
     rest, hit = set(jobs), 0
     # A job that moves from one table to another while the statement runs may be seen in neither: look again.
     for _ in range(5):
-        taken, leased = await queue.take_out(conn, project, sorted(rest), freed)
+        taken, leased = await withdrawing.take_out(conn, project, sorted(rest), freed)
         await end_unleased(conn, project, "cancelled", None, taken)
         found = leased | {job.job_id for job in taken}
         rest -= found
@@ -474,7 +509,7 @@ async def end_unleased(
     """End jobs that were taken out of the queue in this transaction, with their deliveries."""
     if taken:
         deliveries, chained = await _caused_by(conn, {job.job_id: status for job in taken})
-        await queue.end_unleased(conn, project, taken, status=status, error=error, deliveries=deliveries)
+        await withdrawing.end_unleased(conn, project, taken, status=status, error=error, deliveries=deliveries)
         await chains.record(conn, chained)
 
 
@@ -485,7 +520,7 @@ async def cancel_after_delete(pool: Pool, *, limit: int, within: timedelta = tim
     """
     async with pool.acquire() as conn, conn.transaction():
         found: dict[ProjectId, list[JobId]] = {}
-        for project, job in await queue.queued_after_delete(conn, within=within, limit=limit):
+        for project, job in await withdrawing.queued_after_delete(conn, within=within, limit=limit):
             found.setdefault(project, []).append(job)
         for project, left in sorted(found.items()):
             await cancel(conn, project, left)

@@ -8,7 +8,7 @@ from functions.db import Connection, Pool
 from functions.ids import ProjectId
 from scheduler import gates, jobs
 from scheduler.gates import GateId
-from scheduler.queue import Unleased
+from scheduler.withdrawing import Unleased
 
 # The index holds the earlier of the two times; what another transaction has in hand is left for the next round.
 TAKE_OVERDUE = """
@@ -59,12 +59,11 @@ async def end_overdue(pool: Pool, *, limit: int, freed: set[GateId] | None = Non
 async def _end_waiting(conn: Connection, limit: int, freed: set[GateId] | None) -> int:
     rows = await conn.fetch(TAKE_OVERDUE, limit)
     await gates.free(conn, [row["job_id"] for row in rows if row["gates"]])
+    gates.note(rows, freed)
     groups: dict[tuple[ProjectId, bool, int], list[Unleased]] = defaultdict(list)
     for row in rows:
         taken = Unleased(row["job_id"], row["attempt"], row["losses"], row["queued_at"])
         groups[row["project_id"], row["cancelled"], row["attempt"]].append(taken)
-        if freed is not None:
-            freed.update(row["gates"] or ())
     for (project, cancelled, attempt), taken_out in groups.items():
         if cancelled:
             await jobs.end_unleased(conn, project, "cancelled", jobs.deadline_exceeded(attempt), taken_out)

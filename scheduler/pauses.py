@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functions.db import Connection
 from functions.ids import FunctionId, ProjectId
+from scheduler import gates
 from scheduler.gates import GateId
 
 # The slots that they held are let go: a paused job passes its gates again.
@@ -102,8 +103,7 @@ async def resume(
     """Let up to ``limit`` jobs go on that stood aside, in their order; how many. ``reached`` gets the gates that are to
     be advanced after the commit."""
     rows = await conn.fetch(RESUME_JOBS, function, limit)
-    if reached is not None:
-        reached.update(gate for row in rows for gate in row["gates"] or ())
+    gates.note(rows, reached)
     return len(rows)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from functions import ids
 from functions.db import Pool
-from scheduler import jobs, queue
+from scheduler import jobs, leasing
 from scheduler.gates import GateId
-from scheduler.queue import Ending, Expired
+from scheduler.leasing import Ending, Expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ async def reap_once(
     over: list[Ending] = []
     back = []
     async with pool.acquire() as conn, conn.transaction():
-        leases = await queue.expired(conn, limit=limit)
+        leases = await leasing.expired(conn, limit=limit)
         for lease in leases if sight.clear() else ():
             if lease.cancel_requested or lease.overdue or lease.lost_before >= max_losses:
                 over.append(_ending(lease))
@@ -41,7 +41,7 @@ async def reap_once(
         if over:
             await jobs.end_leased(conn, over, freed)
         if back:
-            await queue.requeue(conn, back, freed)
+            await leasing.requeue(conn, back, freed)
     return Reaped(len(back), len(over))
 
 

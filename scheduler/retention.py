@@ -57,12 +57,15 @@ WITH cursor AS (
 SELECT count(*) FROM page
 """
 
+# A job waits for the others of its batch: what that has come to is counted when all have ended.
 DUE_EXPIRIES = """
 -- due_expiries
 SELECT job_id, coalesce(logs_at <= now(), false) AS logs, coalesce(artifacts_at <= now(), false) AS artifacts,
-       jobs_at <= now() AS jobs
+       jobs_at <= now() AS over,
+       jobs_at <= now() AND NOT EXISTS (SELECT 1 FROM jobs JOIN batches ON batches.id = jobs.batch_id
+                                         WHERE jobs.id = expiries.job_id AND batches.completed_at IS NULL) AS jobs
   FROM expiries WHERE due_at <= now() ORDER BY due_at LIMIT $1
-   FOR UPDATE SKIP LOCKED
+   FOR UPDATE OF expiries SKIP LOCKED
 """
 
 DELETE_LOGS = """
@@ -99,7 +102,15 @@ WITH files AS (
 ), noted AS (
     DELETE FROM expiries WHERE job_id = ANY ($1)
 )
-DELETE FROM jobs WHERE id = ANY ($1) RETURNING batch_id
+DELETE FROM jobs WHERE id = ANY ($1)
+"""
+
+# Two that delete the last jobs of a batch beside each other would each find the other's jobs still there.
+LOCK_BATCHES = """
+-- lock_batches_of_jobs
+SELECT id FROM batches
+ WHERE id = ANY (ARRAY(SELECT batch_id FROM jobs WHERE id = ANY ($1) AND batch_id IS NOT NULL))
+ ORDER BY id FOR UPDATE
 """
 
 DELETE_BATCHES = """
@@ -171,8 +182,8 @@ async def expire_once(pool: Pool, *, limit: int) -> Expired:
             [row["job_id"] for row in left],
             [bool(row["logs"]) and not logs_left for row in left],
             [bool(row["artifacts"]) and row["job_id"] not in with_files for row in left],
-            # Files that are needed, or whose objects are to go first.
-            [row["job_id"] in with_files or (row["jobs"] and not logs_left) for row in left],
+            # Files that are needed, or whose objects are to go first; and other jobs of the batch.
+            [row["job_id"] in with_files or (row["over"] and not logs_left) for row in left],
             AGAIN if marked == 0 else timedelta(seconds=1),
         )
     return Expired(len(rows), chunks, marked, len(gone))
@@ -188,7 +199,8 @@ async def _delete_jobs(conn: Connection, jobs: Sequence[JobId]) -> list[JobId]:
     if not jobs:
         return []
     gone = [JobId(row["job_id"]) for row in await conn.fetch(DELETABLE, jobs)]
-    batches = {row["batch_id"] for row in await conn.fetch(DELETE_JOBS, gone)} - {None}
+    batches = [row["id"] for row in await conn.fetch(LOCK_BATCHES, gone)]
+    await conn.execute(DELETE_JOBS, gone)
     if batches:
-        await conn.execute(DELETE_BATCHES, list(batches))
+        await conn.execute(DELETE_BATCHES, batches)
     return gone

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from starlette.requests import Request
@@ -16,37 +16,33 @@ from starlette.responses import JSONResponse, Response
 from functions import ids, registry
 from functions.db import Connection
 from functions.documents import json_items, json_lines
-from functions.errors import Conflict, FieldError, Invalid, NotFound, RGridError
+from functions.errors import Conflict, LimitReached, NotFound, RGridError
 from functions.grammar import BATCH_COMPLETED, EVENTS, OUTCOMES
 from functions.ids import BatchId, JobId
-from functions.versions import Version
 from gateway.advancing import advance
 from gateway.api import paging
+from gateway.api.batch_body import Reading, read_jobs
 from gateway.api.bulk import UNFINISHED, cancel_all
 from gateway.api.invoke import JobHeaders, made_before, read_asked, split_events
 from gateway.api.models import BatchList, BatchView, NothingMore
 from gateway.api.paging import PageQuery
-from gateway.body import CAP_BYTES, JSON
+from gateway.body import JSON
 from gateway.routes import Route, Scope, caller, content_type, read_body, read_headers, read_query, read_raw, services
 from gateway.services import Services
-from scheduler import batches, jobs
+from scheduler import batches, jobs, limits
 from scheduler.batches import Batch, NewBatch, batch_object
 from scheduler.gates import GateId
-from scheduler.inputs import refused_inputs
 from scheduler.jobs import Invocation
 from scheduler.listing import Filters
 from scheduler.queue import NewJob
-from scheduler.spill import spilled
+from scheduler.spill import Spilling
 from scheduler.wakeups import Topic
 
 NDJSON = "application/x-ndjson"
-MOST_JOBS = 10_000
 MOST_BYTES = 10 * 1024 * 1024
 PATIENCE_S = 60.0
-FAULTS = 20
-"""No more are listed for one batch."""
-CHECKED_AT_ONCE = 200
-WRITTEN_AT_ONCE = 1000
+BUSY_S = 5
+WRITTEN_AT_ONCE, WRITTEN_CHARACTERS = 1000, 4 * 1024 * 1024
 
 
 def _events(text: str) -> str:
@@ -67,24 +63,22 @@ class BatchHeaders(JobHeaders):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """What every job of a batch has in common."""
-
-    version: Version
-    invocation: Invocation
-    opened: Services
-
-
 async def make(request: Request) -> Response:
     """POST /v1/functions/{name}/batch: a job for each line of NDJSON, or for each item of a JSON array, in their order.
 
     Each is the params of one job. If one of them is not valid there are no jobs, and the first faults are listed, with
     pointers that begin with the job's index: `/17/width`.
     """
-    opened, who, headers = services(request), caller(request), read_headers(request, BatchHeaders)
+    headers = read_headers(request, BatchHeaders)
     asked = read_asked(request, headers)
-    data = await read_raw(request, MOST_BYTES, media_types=(NDJSON, JSON), patience_s=PATIENCE_S)
+    # What bodies take while they come is bounded, and so is what batches take that are read and written.
+    async with _place(services(request).receiving):
+        data = await read_raw(request, MOST_BYTES, media_types=(NDJSON, JSON), patience_s=PATIENCE_S)
+        return await _make(request, headers, asked, data)
+
+
+async def _make(request: Request, headers: BatchHeaders, asked: Invocation, data: bytes) -> Response:
+    opened, who = services(request), caller(request)
     events = (BATCH_COMPLETED,) if asked.callback_events is None else asked.callback_events
     of_jobs = tuple(event for event in events if event in OUTCOMES)
     batch = BatchId(ids.new_uuid7())
@@ -104,16 +98,13 @@ async def make(request: Request) -> Response:
         )
     if (first := await made_before(request, version, invocation)) is not None:
         return await _replay(request, first)
-    items = json_items(data) if content_type(request) == JSON else json_lines(data)
-    # Two at a time: what a batch takes while it is read is bounded, and so is what all of them take together.
-    async with opened.batching:
-        new = await _read_all(_Reading(version, invocation, opened), items)
-    # Few of a batch's jobs can be large: all of it is not.
-    new = [(await spilled(opened.pool, opened.store, job))[0] for job in new]
     assert version.function_id is not None
     url = asked.callback_url if BATCH_COMPLETED in events else None
-    row = NewBatch(batch, who.project_id, version.function_id, version.id, len(new), url, who.key_id)
-    first = await _write(opened, row, new)
+    items = json_items(data) if content_type(request) == JSON else json_lines(data)
+    async with _place(opened.batching), Spilling(opened.pool, opened.store) as spilling:
+        new = await read_jobs(Reading(version, invocation, opened), items, spilling)
+        row = NewBatch(batch, who.project_id, version.function_id, version.id, len(new), url, who.key_id)
+        first = await _write(opened, row, new, spilling)
     if first is not None:
         return await _replay(request, first)
     if asked.delay is None:
@@ -121,87 +112,34 @@ async def make(request: Request) -> Response:
     return await _answer(request, batch, {})
 
 
-async def _read_all(reading: _Reading, items: Iterator[tuple[Any, int]]) -> list[NewJob]:
-    """All jobs, checked; raises ``Invalid`` with the first faults."""
-    found: list[NewJob] = []
-    faults: list[tuple[FieldError, str]] = []
-    count = 0
-    while len(faults) < FAULTS:
-        # In a thread, and a few at a time: other requests must not wait for a whole batch.
-        read, made = await asyncio.to_thread(_read_some, reading, items, count, faults)
-        if not read:
-            break
-        async with reading.opened.pool.acquire() as conn:
-            refused = await refused_inputs(conn, [job for _, job in made], reading.opened.egress)
-        for index, job in made:
-            if (error := refused.get(job.id)) is not None:
-                faults += _faults(index, error)
-        count += read
-        if not faults:
-            found += [job for _, job in made]
-    if faults:
-        first, codes = faults[0][0], {code for _, code in faults}
-        raise Invalid(
-            f"no job was made: {first.pointer}: {first.message}",
-            code=codes.pop() if len(codes) == 1 else Invalid.code,
-            errors=[fault for fault, _ in sorted(faults, key=lambda each: int(each[0].pointer.split("/")[1]))][:FAULTS],
-        )
-    if not found:
-        raise Invalid("a batch has at least one job", errors=[FieldError("", "there is no job in it")])
-    # Of a key that is used twice, the first job tells.
-    key = reading.invocation.idempotency_key
-    return [replace(found[0], idempotency_key=key, body_hash=reading.invocation.body_hash), *found[1:]]
-
-
-def _read_some(
-    reading: _Reading, items: Iterator[tuple[Any, int]], first: int, faults: list[tuple[FieldError, str]]
-) -> tuple[int, list[tuple[int, NewJob]]]:
-    """How many items were there, and the jobs of those that are valid, with their index; adds to ``faults``."""
-    version, opened = reading.version, reading.opened
-    invocation = replace(reading.invocation, idempotency_key=None, body_hash=None)
-    made: list[tuple[int, NewJob]] = []
-    index = first - 1
+@asynccontextmanager
+async def _place(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """One of a few; raises ``LimitReached`` when others keep all of them for too long."""
     try:
-        for index, (params, size) in enumerate(islice(items, CHECKED_AT_ONCE), first):
-            if index >= MOST_JOBS:
-                raise Invalid(f"more than {MOST_JOBS} jobs", errors=[FieldError("", f"{MOST_JOBS} is the most")])
-            try:
-                made.append((index, _job(version, invocation, params, size, opened)))
-            except Invalid as error:
-                faults += _faults(index, error)
-    except Invalid as error:
-        if not error.errors or error.code != "invalid_text":
-            raise
-        # The reader is at its end after a fault of its own: what follows is not looked at.
-        faults += _faults(index + 1, error)
-        return 0, made
-    return index + 1 - first, made
+        async with asyncio.timeout(PATIENCE_S):
+            await places.acquire()
+    except TimeoutError:
+        raise LimitReached("too many batches come at once: send it again", retry_after_s=BUSY_S) from None
+    try:
+        yield
+    finally:
+        places.release()
 
 
-def _job(version: Version, invocation: Invocation, params: Any, size: int, opened: Services) -> NewJob:
-    if size > CAP_BYTES:
-        message = f"larger than {CAP_BYTES} bytes"
-        raise Invalid(message, errors=[FieldError("", message)])
-    if not isinstance(params, dict):
-        raise Invalid("the params are a JSON object", errors=[FieldError("", "not an object")])
-    return jobs.prepare(version.project_id, version, replace(invocation, params=params), opened.sizing)
-
-
-def _faults(index: int, error: Invalid) -> list[tuple[FieldError, str]]:
-    each = error.errors or (FieldError("", error.message),)
-    return [(FieldError(f"/{index}{fault.pointer}", fault.message), error.code) for fault in each]
-
-
-async def _write(opened: Services, batch: NewBatch, new: list[NewJob]) -> JobId | None:
+async def _write(opened: Services, batch: NewBatch, new: list[NewJob], spilling: Spilling) -> JobId | None:
     """Write the batch and its jobs in one transaction; or return the first job of the batch that had the key before."""
     reached: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn:
+        # Before the transaction, and all at once: two batches that make the same ones a part at a time would wait for
+        # each other.
+        await limits.make_gates(conn, new)
         transaction = conn.transaction()
         await transaction.start()
         try:
+            await limits.lock_all(conn, new)
             await batches.add(conn, batch)
-            for start in range(0, len(new), WRITTEN_AT_ONCE):
-                for answer in await jobs.submit(conn, new[start : start + WRITTEN_AT_ONCE], reached):
+            for portion in _portions(new):
+                for answer in await jobs.submit(conn, portion, reached):
                     if isinstance(answer, RGridError):
                         raise answer
                     if answer.created_at is None:  # the job with the key
@@ -210,9 +148,24 @@ async def _write(opened: Services, batch: NewBatch, new: list[NewJob]) -> JobId 
         except BaseException:
             await transaction.rollback()
             raise
+        spilling.made([job.id for job in new])
         await transaction.commit()
     await advance(opened.hot_pool, opened.wakeups, reached)
     return None
+
+
+def _portions(new: list[NewJob]) -> Iterator[list[NewJob]]:
+    """The jobs in their order, as one statement takes them: few enough, and with little enough in them."""
+    portion: list[NewJob] = []
+    size = 0
+    for job in new:
+        if portion and (len(portion) == WRITTEN_AT_ONCE or size + len(job.params) > WRITTEN_CHARACTERS):
+            yield portion
+            portion, size = [], 0
+        portion.append(job)
+        size += len(job.params)
+    if portion:
+        yield portion
 
 
 async def list_batches(request: Request) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -96,24 +97,29 @@ async def retry(request: Request) -> Response:
         raise Invalid("which function's version?", errors=[fault])
     changes = Changes(body.params, body.version)
     how = Redriving(opened.pool, opened.store, opened.sizing, opened.egress, changes, who.key_id)
-    done, matched, remaining = Redriven(), 0, 0
+    done, remaining = Redriven(), 0
     enough_s = time.monotonic() + ENOUGH_S
     # What this call makes is newer than all that it looks at.
     async for found in _walk(opened, who.project_id, wanted, ids.new_uuid7()):
-        if body.dry_run or time.monotonic() > enough_s:
-            async with opened.hot_pool.acquire() as conn:
-                left = await redrive.count_unretried(conn, who.project_id, found)
-            done.skipped += len(found) - left
-            remaining += left
-            continue
-        async with opened.hot_pool.acquire() as conn, conn.transaction():
-            chunk = await redrive.retry_many(conn, who.project_id, found, how)
-        await advance(opened.hot_pool, opened.wakeups, chunk.reached)
-        if chunk.retried:
-            opened.wakeups.hint(Topic.READY)
-        done.retried += chunk.retried
-        done.skipped += chunk.skipped
-        done.refused += chunk.refused
+        looked: set[JobId] = set()
+        if not body.dry_run and time.monotonic() < enough_s:
+            async with aclosing(redrive.portions(who.project_id, found, how)) as portions:
+                async for portion in portions:
+                    chunk = await redrive.retry_portion(opened.hot_pool, who.project_id, portion, how)
+                    await advance(opened.hot_pool, opened.wakeups, chunk.reached)
+                    if chunk.retried:
+                        opened.wakeups.hint(Topic.READY)
+                    looked.update(portion.looked)
+                    done.retried += chunk.retried
+                    done.skipped += chunk.skipped
+                    done.refused += chunk.refused
+                    if time.monotonic() > enough_s:
+                        break
+        rest = [job for job in found if job not in looked]
+        async with opened.hot_pool.acquire() as conn:
+            left = len(await redrive.unretried(conn, who.project_id, rest)) if rest else 0
+        done.skipped += len(rest) - left
+        remaining += left
     matched = done.retried + len(done.refused) + remaining
     return JSONResponse(
         {

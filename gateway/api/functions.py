@@ -9,11 +9,13 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 from uuid import UUID
 
+import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions import registry, versions
+from functions.chaining import lock_chains
 from functions.db import Connection
 from functions.documents import load_json, pointer
 from functions.errors import FieldError, Invalid
@@ -27,10 +29,13 @@ from gateway.api.paging import PageQuery
 from gateway.body import JSON
 from gateway.routes import Route, Scope, caller, content_type, read_body, read_query, read_raw, services
 from gateway.services import Services
-from scheduler import gates, jobs, pauses, queue
+from scheduler import gates, jobs, pauses, withdrawing
 from scheduler.gates import GateId
+from scheduler.relimiting import relimit_once
 from scheduler.views import rfc3339
 from scheduler.wakeups import Topic
+
+log = structlog.get_logger(__name__)
 
 YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 CANCELLED_AT_ONCE = 1000
@@ -112,6 +117,8 @@ async def _apply_all(
         transaction = conn.transaction()
         await transaction.start()
         try:
+            # Two sets may have the same functions in other orders: one comes after the other.
+            await lock_chains(conn, project)
             for index in chains_last(manifests):
                 try:
                     found[index] = await _apply_shown(conn, project, manifests[index])
@@ -222,7 +229,7 @@ async def delete(request: Request) -> Response:
     opened, project = services(request), caller(request).project_id
     async with opened.pool.acquire() as conn, conn.transaction():
         function = await registry.delete(conn, project, request.path_params["name"])
-        waiting = await queue.unfinished_of(conn, project, function)
+        waiting = await withdrawing.unfinished_of(conn, project, function)
         for first in range(0, len(waiting), CANCELLED_AT_ONCE):
             await jobs.cancel(conn, project, waiting[first : first + CANCELLED_AT_ONCE])
     if waiting:
@@ -258,10 +265,13 @@ async def rollback(request: Request) -> Response:
 
 
 async def _set_limits(opened: Services, function: FunctionRow) -> None:
-    """After the commit: it waits for the locks of gates, which others hold while they wait for one another's."""
-    async with opened.hot_pool.acquire() as conn:
-        await gates.set_limits(conn, function.id, function.version.manifest.spec.queue)
-        ready = await gates.advance_function(conn, function.id)
+    """After the commit: it waits for the locks of gates, which others hold while they wait for one another's. What it
+    does not come to, or if it fails, is done by a round."""
+    try:
+        ready = await relimit_once(opened.hot_pool, opened.store, function=function.id)
+    except Exception as error:  # the apply is done, and must not fail for what is made good
+        log.warning("limits not changed, the scheduler will", function=function.name, error=type(error).__name__)
+        return
     if ready:
         opened.wakeups.hint(Topic.READY)
 

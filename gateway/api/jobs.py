@@ -131,8 +131,8 @@ async def retry(request: Request) -> Response:
     body_hash = hashlib.sha256(b"retry " + job.bytes + _wanted(body)).digest()
     how = Redriving(opened.pool, opened.store, opened.sizing, opened.egress, body.changes(), who.key_id)
     try:
+        new = await redrive.retry(who.project_id, job, how)
         async with opened.pool.acquire() as conn:
-            new = await redrive.retry(conn, who.project_id, job, how)
             version = (await versions.by_ids(conn, [new.version_id]))[new.version_id]
         await check_inputs(opened.pool, new, opened.egress)
     except (Conflict, Invalid):

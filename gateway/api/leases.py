@@ -40,10 +40,10 @@ from nodes.protocol import (
     LeaseVerdict,
     ReleaseRequest,
 )
-from scheduler import jobs, queue
+from scheduler import jobs, leasing
 from scheduler.gates import GateId
 from scheduler.jobs import Report
-from scheduler.queue import Claimed
+from scheduler.leasing import Claimed
 from scheduler.wakeups import Topic
 
 log = structlog.get_logger(__name__)
@@ -107,7 +107,7 @@ async def _look(opened: Services, node: NodeId, free_slots: int, left: asyncio.F
                 return ClaimAnswer(leases=[])
             pools = await registry.pools_of(conn, standing)
             async with conn.transaction():
-                claimed = await queue.claim(
+                claimed = await leasing.claim(
                     conn,
                     opened.clocks,
                     node,
@@ -181,7 +181,7 @@ async def heartbeat(request: Request) -> Response:
         raise Invalid("a job stands twice", errors=[FieldError("/leases", "each job once")])
     settings = opened.settings
     async with opened.hot_pool.acquire() as conn:
-        kept = await queue.heartbeat(
+        kept = await leasing.heartbeat(
             conn,
             node.node_id,
             [_renewal(each, *held[each.job_id]) for each in body.leases if each.job_id in held],
@@ -215,7 +215,7 @@ async def release(request: Request) -> Response:
     job, token = lease_of(request, body.token)
     freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        if await queue.find_held(conn, node, job, token) is None or not await jobs.release(
+        if await leasing.find_held(conn, node, job, token) is None or not await jobs.release(
             conn, node, [(job, token)], body.reason, freed
         ):
             raise lease_lost()
@@ -231,7 +231,7 @@ async def leave(request: Request) -> Response:
     opened, node = services(request), node_caller(request).node_id
     freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        await jobs.release(conn, node, await queue.held_by(conn, node), "the node left", freed)
+        await jobs.release(conn, node, await leasing.held_by(conn, node), "the node left", freed)
         await registry.leave(conn, node)
     await advance(opened.hot_pool, opened.wakeups, freed)
     log.info("node left", node=ids.encode(ids.NODE, node))

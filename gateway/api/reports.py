@@ -34,7 +34,7 @@ from nodes.protocol import (
     UploadAnswer,
     UploadRequest,
 )
-from scheduler import jobs, logs, queue
+from scheduler import jobs, leasing, logs
 from scheduler.gates import GateId
 from scheduler.jobs import Report
 from scheduler.wakeups import Topic
@@ -79,7 +79,7 @@ async def reserve_outputs(request: Request) -> Response:
     opened, node = services(request), node_caller(request).node_id
     job, token = lease_of(request, body.token)
     async with opened.pool.acquire() as conn, conn.transaction():
-        held = await queue.find_held(conn, node, job, token)
+        held = await leasing.find_held(conn, node, job, token)
         if held is None:
             raise lease_lost()
         version = (await versions.by_ids(conn, [held.version_id]))[held.version_id]
@@ -126,7 +126,7 @@ async def _verify(opened: Services, node: NodeId, job: JobId, report: Report) ->
     A report of a lease that is not held is let through: whether it was taken before is for ``jobs.finish`` to say.
     """
     async with opened.pool.acquire() as conn, conn.transaction():
-        held = await queue.find_held(conn, node, job, report.token)
+        held = await leasing.find_held(conn, node, job, report.token)
         if held is None:
             return
         found = await artifacts.reserved(conn, held.project_id, held.job_id, held.attempt, report.artifacts)

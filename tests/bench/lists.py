@@ -1,9 +1,11 @@
-"""Lists of a project with 10,000 functions, one of which has 10,000 versions, and batches of 10,000 jobs.
+"""Lists of a project with 10,000 functions, one of which has 10,000 versions; batches of 10,000 jobs, and of few bytes
+that become many.
 
 In the gateway's own process, without a network: what is measured is what the gateway and the database do."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import time
@@ -22,6 +24,10 @@ from tests.s3 import S3Server
 MANY = 10_000
 SMALL, LARGE = 30, 950
 """Bytes of each job's params."""
+WIDE = 3_000
+"""Bytes of a default that each job of a tiny batch gets: 30 MB of 30 kB."""
+SPILLED = 150_000
+SIDE_BY_SIDE = 6
 
 FUNCTIONS = """
 WITH made AS (
@@ -49,7 +55,7 @@ async def measure(postgres: Postgres, s3: S3Server) -> list[Measured]:
     settings = make_settings(postgres.url(name), s3, migrate_at_start=True)
     async with open_services(settings) as opened, client_of(opened) as api:
         await make_function(api)
-        return [await lists(opened, api), await batches(api)]
+        return [await lists(opened, api), await batches(api), await defaults(api)]
 
 
 async def lists(opened: Services, api: httpx.AsyncClient) -> Measured:
@@ -112,6 +118,41 @@ async def batches(api: httpx.AsyncClient) -> Measured:
         "retry all of it": retry,
     }
     measured = Measured("batches of 10,000 jobs", "s")
+    before_mib = peak_mib()
+    for _ in range(ROUNDS):
+        took = {}
+        for step, run in steps.items():
+            began_s = time.perf_counter()
+            await run()
+            took[step] = time.perf_counter() - began_s
+        measured.rounds.append(took)
+    measured.title += f", memory at most {peak_mib() - before_mib:.0f} MiB more"
+    return measured
+
+
+async def defaults(api: httpx.AsyncClient) -> Measured:
+    """Seconds, and the process's memory, for batches whose few bytes become many: by a default of their schema."""
+    for name, size in (("wide", WIDE), ("spilled", SPILLED)):
+        properties = {"wide": {"type": "string", "default": "x" * size}}
+        params = {"type": "object", "properties": properties}
+        await make_function(api, name, params=params, job={"image": "busybox:1", "command": ["true"]})
+
+    async def batch(name: str, jobs: int, status: int = 202) -> None:
+        answer = await api.post(
+            f"/v1/functions/{name}/batch", content=b"{}\n" * jobs, headers={"Content-Type": "application/x-ndjson"}
+        )
+        assert answer.status_code == status, answer.text
+
+    async def beside() -> None:
+        await asyncio.gather(*(batch("wide", MANY) for _ in range(SIDE_BY_SIDE)))
+
+    steps: dict[str, Callable[[], Awaitable[None]]] = {
+        f"{MANY} jobs, 30 MB": lambda: batch("wide", MANY),
+        "200 jobs, 30 MB, each in the store": lambda: batch("spilled", 200),
+        f"{MANY} jobs, 1.5 GB: refused": lambda: batch("spilled", MANY, 413),
+        f"{SIDE_BY_SIDE} of the first at once": beside,
+    }
+    measured = Measured("batches of a few kB that defaults make large", "s")
     before_mib = peak_mib()
     for _ in range(ROUNDS):
         took = {}

@@ -24,8 +24,9 @@ from gateway.database import migrate, open_pool
 from gateway.settings import Settings
 from nodes.protocol import JoinRequest
 from nodes.registry import join, mint_join_token
-from scheduler import queue
-from scheduler.queue import Ending, NewDelivery, NewJob, VirtualClocks
+from scheduler import leasing, queue
+from scheduler.leasing import Ending, NewDelivery, VirtualClocks
+from scheduler.queue import NewJob
 from tests.bench.rounds import ROUNDS, Measured
 from tests.postgres import Postgres
 
@@ -101,7 +102,7 @@ async def _ours(url: str) -> float:
         done = 0
         async with pool.acquire() as own:
             while True:
-                claimed = await queue.claim(
+                claimed = await leasing.claim(
                     own, clocks, node, pools=[pool_id], free_slots=BATCH, node_slots=BATCH, lease=LEASE
                 )
                 if not claimed:
@@ -111,7 +112,7 @@ async def _ours(url: str) -> float:
                     NewDelivery(MessageId(ids.new_uuid7()), job.job_id, "job.succeeded", "https://a.example/hook", "a")
                     for job in claimed
                 ]
-                done += len(await queue.finish(own, endings, deliveries))
+                done += len(await leasing.finish(own, endings, deliveries))
 
     began_s = time.perf_counter()
     done = sum(await asyncio.gather(*(drain() for _ in range(CLAIMERS))))

@@ -294,11 +294,16 @@ class Instance:
 
     async def reaches(self, job_id: str, event: str, within_s: float = 30) -> Json:
         """The job's first event of this type, once it is there."""
+        events: list[Json] = []
 
         async def reached() -> Json | None:
-            return next((found for found in await self.events(job_id) if found["type"] == event), None)
+            events[:] = await self.events(job_id)
+            return next((found for found in events if found["type"] == event), None)
 
-        found: Json = await eventually(reached, within_s)
+        try:
+            found: Json = await eventually(reached, within_s)
+        except AssertionError:
+            raise AssertionError(f"{job_id} has no {event} after {within_s} s: {events}") from None
         return found
 
     async def events(self, job_id: str) -> list[Json]:

@@ -20,9 +20,9 @@ from gateway.keys import digest
 from gateway.services import Services
 from nodes import registry
 from nodes.protocol import JoinRequest
-from scheduler import jobs, queue
+from scheduler import jobs, leasing
 from scheduler.jobs import Report
-from scheduler.queue import Claimed
+from scheduler.leasing import Claimed
 from scheduler.wakeups import Topic
 from tests.gateway.conftest import client_of
 
@@ -121,7 +121,7 @@ async def join_node(
 async def claim(services: Services, node: NodeId, slots: int = 8) -> list[Claimed]:
     async with services.pool.acquire() as conn:
         pools = [row["pool"] for row in await conn.fetch("SELECT pool FROM pool_clocks")]
-        return await queue.claim(
+        return await leasing.claim(
             conn, services.clocks, node, pools=pools, free_slots=slots, node_slots=slots, lease=LEASE
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import chain, repeat
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import pytest
 from gateway.api import bulk
 from gateway.api.models import BulkCancelled, BulkRetried, JobView
 from gateway.services import Services
+from scheduler import redrive
 from tests.gateway.making import claim, finish, key_client, make_function, make_job, make_node, project_client
 
 LONG_AGO = "2000-02-29T12:00:00Z"
@@ -223,3 +226,80 @@ async def test_changes_to_one_job_that_break_a_rule(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     if pointer is not None:
         assert answer.json()["errors"][0]["pointer"].startswith(pointer)
+
+
+async def finished(api: httpx.AsyncClient, count: int, **params: Any) -> None:
+    for _ in range(count):
+        answer = await api.post("/v1/functions/wide/invoke", json={"video": "v"} | params)
+        assert answer.status_code == 202, answer.text
+    await cancel(api, function="wide")
+
+
+@pytest.mark.parametrize("by", ["params", "defaults"])
+async def test_of_a_bulk_retry_only_so_many_bytes_are_in_memory_at_once(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    plain = {"params": {"type": "object"}, "job": {"image": "busybox:1", "command": ["true"]}}
+    await make_function(api, "wide", **plain)
+    await finished(api, 10, text="x" * (100_000 if by == "params" else 1))
+    if by == "defaults":
+        properties = {"wide": {"type": "string", "default": "x" * 100_000}}
+        await make_function(api, "wide", **plain | {"params": {"type": "object", "properties": properties}})
+    monkeypatch.setattr(redrive, "PORTION_BYTES", 310_000)
+    seen: list[int] = []
+    really = redrive.retry_portion
+
+    async def noted(pool: Any, project: Any, portion: redrive.Portion, how: Any) -> Any:
+        seen.append(sum(len(new.params) for _, new in portion.made))
+        return await really(pool, project, portion, how)
+
+    monkeypatch.setattr(redrive, "retry_portion", noted)
+    found = await retry(api, function="wide", status="cancelled", version="current")
+    assert (found.retried, found.remaining) == (10, 0)
+    assert len(seen) > 1 and max(seen) < 310_000 + 110_000
+
+
+async def test_no_connection_of_the_queue_waits_for_the_store_and_no_file_stays_without_its_job(
+    api: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_function(api, "wide", params={"type": "object"}, job={"image": "busybox:1", "command": ["true"]})
+    await finished(api, 3, text="x" * 200_000)
+    busy: list[int] = []
+    put, read = services.store.put, services.store.read
+
+    async def noted_put(*given: Any) -> None:
+        busy.append(services.hot_pool.get_size() - services.hot_pool.get_idle_size())
+        await put(*given)
+
+    def noted_read(*given: Any) -> Any:
+        busy.append(services.hot_pool.get_size() - services.hot_pool.get_idle_size())
+        return read(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(services.store, "put", noted_put)
+        patched.setattr(services.store, "read", noted_read)
+        assert (await retry(api, function="wide", status="cancelled")).retried == 3
+    assert busy == [0] * 6
+    await cancel(api, function="wide")
+    both = await asyncio.gather(*(retry(api, function="wide", status="cancelled") for _ in range(2)))
+    assert sum(one.retried for one in both) == 3
+    async with services.pool.acquire() as conn:
+        rows = await conn.fetch("SELECT params_of FROM artifacts")
+        assert {row["params_of"] for row in rows} == {row["id"] for row in await conn.fetch("SELECT id FROM jobs")}
+        assert len(rows) == 9
+    assert len(await services.store.list_objects("", 100)) == 9
+
+
+async def test_a_bulk_retry_that_takes_too_long_in_the_middle_says_what_is_left(
+    api: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_function(api)
+    await fail_all(api, services, 5)
+    monkeypatch.setattr(redrive, "PORTION_BYTES", 1)
+    times = chain([0.0, 0.0, 0.0], repeat(99.0))
+    monkeypatch.setattr(bulk, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    found = await retry(api, status="failed")
+    monkeypatch.undo()
+    assert (found.matched, found.retried, found.remaining) == (5, 2, 3)
+    found = await retry(api, status="failed")
+    assert (found.matched, found.retried, found.skipped, found.remaining) == (3, 3, 2, 0)

@@ -153,6 +153,26 @@ async def test_a_version_that_does_not_exist_is_404(api: httpx.AsyncClient) -> N
     assert (invoked.status_code, invoked.json()["code"]) == (404, "version_not_found")
 
 
+async def test_sets_of_the_same_functions_in_other_orders_do_not_wait_for_each_other(api: httpx.AsyncClient) -> None:
+    names = [f"set-{number}" for number in range(12)]
+
+    async def apply(order: list[str], image: str) -> httpx.Response:
+        given = [manifest(name, job={"image": image}) for name in order]
+        return await api.post("/v1/functions", json={"manifests": given})
+
+    async def chain(image: str) -> httpx.Response:
+        callbacks = [{"function": names[6], "events": ["job.succeeded"]}]
+        return await api.put(
+            f"/v1/functions/{names[3]}", json=manifest(names[3], job={"image": image}, callbacks=callbacks)
+        )
+
+    for turn in range(6):
+        answers = await asyncio.gather(
+            apply(names, f"a:{turn}"), apply(names[::-1], f"b:{turn}"), *([chain(f"c:{turn}")] if turn else [])
+        )
+        assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+
+
 async def test_several_manifests_are_applied_all_or_none(api: httpx.AsyncClient) -> None:
     good, other = manifest("good"), manifest("other")
     bad = manifest("bad", jobs={})

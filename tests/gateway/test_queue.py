@@ -74,6 +74,37 @@ async def test_rejected_jobs_answer_429_and_are_made_when_there_is_room(api: htt
     assert len((await api.get("/v1/jobs")).json()["data"]) == 2
 
 
+@pytest.mark.parametrize("on_limit", ["reject", "replace"])
+async def test_a_batch_is_rejected_as_a_whole_or_its_last_jobs_go_on(
+    api: httpx.AsyncClient, services: Services, on_limit: str
+) -> None:
+    await apply(api, concurrency={"limit": 1200, "onLimit": on_limit})
+    answer = await api.post("/v1/functions/fn/batch", json=[{}] * 1201)
+    async with services.pool.acquire() as conn:
+        if on_limit == "reject":
+            assert (answer.status_code, answer.json()["code"]) == (429, "concurrency_rejected")
+            assert await conn.fetchval("SELECT count(*) FROM jobs") == 0
+            assert (await api.post("/v1/functions/fn/batch", json=[{}] * 1200)).status_code == 202
+        else:
+            counts = answer.json()["counts"]
+            assert counts["queued"] + counts["cancelled"] == 1201
+        assert 0 < await conn.fetchval("SELECT count(*) FROM ready_jobs") <= 1200
+
+
+async def test_an_older_versions_jobs_pass_the_current_limits(api: httpx.AsyncClient) -> None:
+    await apply(api)
+    waiting = [await invoke(api), await invoke(api)]
+    await apply(api, concurrency={"limit": 1})
+    assert [(await job(api, each))["wait_reason"] for each in waiting] == ["capacity", "concurrency"]
+    old = await invoke(api, **{"RGrid-Version": "1"})
+    assert (await job(api, old))["wait_reason"] == "concurrency"
+    await apply(api)
+    batch = await api.post("/v1/functions/fn/batch", json=[{}], headers={"RGrid-Version": "2"})
+    assert batch.json()["counts"]["queued"] == 1
+    listed = (await api.get("/v1/jobs?status=queued")).json()["data"]
+    assert [each["wait_reason"] for each in listed] == ["capacity"] * 4
+
+
 async def test_a_raised_limit_lets_jobs_go_on_at_once(api: httpx.AsyncClient) -> None:
     await apply(api, concurrency={"limit": 1})
     await invoke(api)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from functions.db import Pool
 from functions.s3 import S3Store
@@ -36,6 +37,21 @@ async def test_the_rounds_let_go_of_what_the_settings_say(
         counts = [await conn.fetchval(f"SELECT count(*) FROM {table}") for table in ("jobs", "log_chunks")]
         assert counts == [3, 1]
         assert len(await keys(store)) == 2 and await agree(conn, store)
+
+
+async def test_a_bucket_with_another_databases_files_is_left_alone_and_told_of_once(
+    database: str, s3_server: S3Server, pool: Pool, store: S3Store
+) -> None:
+    await store.put(f"1/uploads/art_{'0' * 32}", b"a", "text/plain")
+    (compare,) = [
+        each for each in retention_rounds(make_settings(database, s3_server), pool, store)
+        if each.name == "compare the store"
+    ]  # fmt: skip
+    with capture_logs() as logs:
+        for _ in range(3):
+            await compare.once()
+    assert [each["event"] for each in logs] == ["the bucket has files of another database: orphans are left alone"]
+    assert len(await keys(store)) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -88,6 +90,17 @@ async def test_a_retry_has_the_same_params_also_edited_ones(
         len({plain.json()["params"]["$artifact"], edited.json()["params"]["$artifact"], job["params"]["$artifact"]})
         == 3
     )
+
+
+async def test_a_retry_of_large_params_needs_one_connection_only(
+    services: Services, api: httpx.AsyncClient, function: None
+) -> None:
+    job = await invoked(api, large())
+    await api.post(f"/v1/jobs/{job['id']}/cancel")
+    async with AsyncExitStack() as busy, asyncio.timeout(10):
+        for _ in range(services.pool.get_max_size() - 1):
+            await busy.enter_async_context(services.pool.acquire())
+        assert (await api.post(f"/v1/jobs/{job['id']}/retry")).status_code == 202
 
 
 async def test_params_that_are_gone_fail_the_job(services: Services, api: httpx.AsyncClient, function: None) -> None:

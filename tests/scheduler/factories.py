@@ -20,9 +20,10 @@ from functions.manifest import parse_manifest
 from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
 from functions.versions import Version
-from scheduler import jobs, queue
+from scheduler import jobs, leasing
 from scheduler.jobs import Invocation, Sizing
-from scheduler.queue import Claimed, NewJob, VirtualClocks
+from scheduler.leasing import Claimed, VirtualClocks
+from scheduler.queue import NewJob
 
 SIZING = Sizing(slot_memory=2 * 1024**3, max_slots=32)
 LEASE = timedelta(seconds=20)
@@ -109,7 +110,7 @@ async def make_node(conn: Connection, *, slots: int = 2, state: str = "ready") -
 async def claim(
     conn: Connection, node: NodeId, *pools: int, free: int = 1, slots: int | None = None, **more: Any
 ) -> list[Claimed]:
-    return await queue.claim(
+    return await leasing.claim(
         conn, VirtualClocks(0), node, pools=pools, free_slots=free, node_slots=slots or free, lease=LEASE, **more
     )
 

@@ -268,6 +268,19 @@ async def test_an_outcome_that_cannot_be_looked_into_ends_its_own_chain_only(poo
     assert event["type"] == "chain_failed"
 
 
+async def test_a_job_that_its_function_rejects_is_there_under_its_id_and_has_failed(pool: Pool) -> None:
+    rejecting = {"queue": {"concurrency": {"limit": 1, "onLimit": "reject"}}}
+    world = await make_chain(pool, {}, publish=rejecting)
+    async with pool.acquire() as conn:
+        causes = [await ended(conn, world) for _ in range(2)]
+        assert await chain(world) == Chained(2, 0)
+        rows = [await next_of(conn, world, job) for job in causes]
+        assert sorted(row["status"] for row in rows) == ["failed", "queued"]
+        (failed,) = [row for row in rows if row["status"] == "failed"]
+        assert (json.loads(failed["error"])["code"], failed["function"]) == ("concurrency_rejected", "publish")
+        assert json.loads(failed["trigger"])["kind"] == "function"
+
+
 async def test_a_chain_ends_at_its_sixteenth_job(pool: Pool) -> None:
     async with pool.acquire() as conn:
         project, account = await make_project(conn)
@@ -305,6 +318,28 @@ async def test_params_too_large_for_a_row_go_on_through_the_store_and_wait_while
         row = await next_of(conn, world, job)
         given = json.loads(await loaded(conn, store, world.project, row["params"]))
         assert given == {"text": text, "again": text}
+
+
+async def test_large_params_of_a_round_that_broke_do_not_stay(
+    pool: Pool, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(OSError):
+        pass
+
+    async def broken(*_: Any) -> None:
+        raise Killed
+
+    world = await make_chain(pool, {"text": "{{ params.text }}", "again": "{{ params.text }}"})
+    async with pool.acquire() as conn:
+        await jobs.submit(conn, [new_job(world.version, params={"text": "x" * 100_000})])
+        await end(conn, world)
+        with monkeypatch.context() as patched:
+            patched.setattr(chains, "end", broken)
+            with pytest.raises(Killed):
+                await chain(world, store)
+        assert await store.list_objects("", 10) == []
+        assert await chain(world, store) == Chained(1, 0)
+        assert len(await store.list_objects("", 10)) == await conn.fetchval("SELECT count(*) FROM artifacts") == 1
 
 
 async def apply(conn: Connection, project: Any, name: str, *targets: str) -> Version:

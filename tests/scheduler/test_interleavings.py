@@ -14,9 +14,9 @@ import pytest
 from functions.db import Connection, Pool
 from functions.errors import LeaseLost
 from gateway.database import open_pool
-from scheduler import jobs, queue
+from scheduler import jobs, leasing, queue
 from scheduler.jobs import Report
-from scheduler.queue import Claimed
+from scheduler.leasing import Claimed
 from scheduler.reaper import Sight, reap_once
 from tests.scheduler.factories import (
     LEASE,
@@ -69,7 +69,7 @@ class Situation:
         await jobs.release(conn, self.world.node, [(self.job, self.claimed.token)], "drained")
 
     async def beat(self, conn: Connection) -> None:
-        await queue.heartbeat(conn, self.world.node, [(self.job, self.claimed.token, None, {})], lease=LEASE)
+        await leasing.heartbeat(conn, self.world.node, [(self.job, self.claimed.token, None, {})], lease=LEASE)
 
     async def claim(self, conn: Connection) -> None:
         await claim(conn, self.world.node, self.world.account)
@@ -228,7 +228,7 @@ async def test_many_cancels_and_heartbeats_of_the_same_jobs_never_deadlock(world
 
     async def beat(order: list[Any]) -> None:
         async with hot.acquire(timeout=60) as conn:
-            await queue.heartbeat(conn, node, order, lease=LEASE)
+            await leasing.heartbeat(conn, node, order, lease=LEASE)
 
     for _ in range(5):
         await asyncio.gather(

@@ -17,7 +17,7 @@ from functions.ids import ArtifactId, JobId, encode
 from scheduler import jobs, queue, redrive
 from scheduler.inputs import check_inputs
 from scheduler.jobs import Report
-from scheduler.queue import Claimed
+from scheduler.leasing import Claimed
 from scheduler.reaper import Sight, reap_once
 from scheduler.redrive import Redriving
 from tests.scheduler.factories import (
@@ -174,16 +174,17 @@ async def test_the_jobs_own_url_is_told_beside_the_manifests(world: World) -> No
 
 
 async def test_retrying_a_finished_job_makes_a_new_one_of_the_same_version(world: World) -> None:
+    how = Redriving(world.pool, STORE, SIZING, LOOPBACK)
     async with world.pool.acquire() as conn:
         claimed = await leased(conn, world, params={"a": 1}, callback_url="https://a.example/")
         with pytest.raises(Conflict, match="not finished"):
-            await redrive.retry(conn, world.project, claimed.job_id, Redriving(world.pool, STORE, SIZING, LOOPBACK))
+            await redrive.retry(world.project, claimed.job_id, how)
         await finish(conn, world, claimed, "succeeded")
-        new = await redrive.retry(conn, world.project, claimed.job_id, Redriving(world.pool, STORE, SIZING, LOOPBACK))
+        new = await redrive.retry(world.project, claimed.job_id, how)
         assert (json.loads(new.params), new.version_id) == ({"a": 1}, world.version.id)
         assert (new.retried_from, new.callback_url) == (claimed.job_id, "https://a.example/")
         with pytest.raises(NotFound):
-            await redrive.retry(conn, (await make_project(conn))[0], claimed.job_id, Redriving(world.pool, STORE, SIZING, LOOPBACK))
+            await redrive.retry((await make_project(conn))[0], claimed.job_id, how)
 
 
 PARAMS = {"type": "object", "properties": {"video": {"type": "string"}, "name": {"type": "string"}}}

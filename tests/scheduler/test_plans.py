@@ -15,7 +15,19 @@ import pytest
 
 from functions.db import Connection
 from gateway.database import open_pool
-from scheduler import deliveries, gates, limits, overdue, pauses, queue, views
+from scheduler import (
+    deliveries,
+    gates,
+    idempotency,
+    leasing,
+    limits,
+    overdue,
+    pauses,
+    queue,
+    relimiting,
+    views,
+    withdrawing,
+)
 from tests.scheduler.factories import make_node, make_project, make_version
 
 MANY = 8_000
@@ -116,35 +128,35 @@ class Planned:
         return top["Shared Hit Blocks"] + top["Shared Read Blocks"], nodes
 
 
-NOTHING = "'{{}}'::uuid[]"
+NOBODY = "'00000000-0000-0000-0000-000000000000'"
 HOT = {
-    "claim": (queue.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s'", 200),
+    "claim": (leasing.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s'", 200),
     "heartbeat": (
-        queue.HEARTBEAT,
+        leasing.HEARTBEAT,
         "'{node}', '20s', ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY[0.5]::real[], ARRAY['{{}}']",
         100,
     ),
-    "held": (queue.HELD, "'{leased}', '{leased}', '{node}'", 30),
+    "held": (leasing.HELD, "'{leased}', '{leased}', '{node}'", 30),
     "finish": (
-        queue.FINISH_JOBS,
+        leasing.FINISH_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY['succeeded'], ARRAY[0], ARRAY[NULL]::text[],"
         " ARRAY[NULL]::text[], ARRAY['{{}}'], ARRAY['[]'], ARRAY[true],"
         ' ARRAY[\'[{{"id": "{fresh}", "type": "t", "url": "https://a.example", "endpoint": "https://a.example:443"}}]\']',
         150,
     ),
     "retry": (
-        queue.RETRY_JOBS,
+        leasing.RETRY_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY[1], ARRAY['{{}}'], ARRAY['{{}}'],"
         " ARRAY['5s']::interval[], ARRAY[NULL]::int[]",
         150,
     ),
     "requeue": (
-        queue.REQUEUE_JOBS,
+        leasing.REQUEUE_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY['{{}}']",
         150,
     ),
     "promote": (queue.PROMOTE_JOBS, "10", 200),
-    "cancel": (queue.CANCEL_JOBS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}']::uuid[]", 150),
+    "cancel": (withdrawing.CANCEL_JOBS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}']::uuid[]", 150),
     "find_gates": (
         gates.FIND_GATES,
         "ARRAY['{function}']::uuid[], ARRAY[1]::smallint[], ARRAY[sha256('7')]",
@@ -155,10 +167,18 @@ HOT = {
     "admit": (gates.ADMIT_JOBS, "ARRAY[7, 8]::bigint[], 500", 250),
     "take_overdue": (overdue.TAKE_OVERDUE, "5", 250),
     "free_starts": (gates.FREE_STARTS, "5", 60),
-    "full_gates": (limits.FULL_GATES, "ARRAY[7, 8]::bigint[]", 40),
-    "replaceable": (limits.REPLACEABLE, "8", 40),
+    "lock_limits": (limits.LOCK_LIMITS, "ARRAY[7, 8]::bigint[]", 40),
+    "room": (limits.ROOM, "ARRAY[7, 8]::bigint[]", 40),
+    "replaceable": (limits.REPLACEABLE, "ARRAY[8, 9]::bigint[]", 60),
+    "lock_flows": (limits.LOCK_FLOWS, "ARRAY[{project}]::bigint[]", 10),
+    "waiting_of_function": (relimiting.WAITING_OF_FUNCTION, f"{{project}}, '{{function}}', {NOBODY}, 5", 60),
+    "ready_of_function": (relimiting.READY_OF_FUNCTION, f"{{project}}, '{{function}}', {NOBODY}, 5", 60),
+    "leased_of_function": (relimiting.LEASED_OF_FUNCTION, f"{{project}}, '{{function}}', {NOBODY}, 5", 60),
+    "move_waiting": (relimiting.MOVE_WAITING, "{project}, ARRAY['{waiting}']::uuid[], ARRAY['{{7,8}}']", 60),
+    "move_ready": (relimiting.MOVE_READY, "{project}, ARRAY['{ready}']::uuid[], ARRAY['{{7,8}}']", 100),
+    "move_leased": (relimiting.MOVE_LEASED, "{project}, ARRAY['{leased}']::uuid[], ARRAY['{{7,8}}']", 60),
     "resume": (pauses.RESUME_JOBS, "'{function}', 5", 250),
-    "find_idempotent": (queue.FIND_IDEMPOTENT, "{project}, '{function}', 'k7'", 30),
+    "find_idempotent": (idempotency.FIND_IDEMPOTENT, "{project}, '{function}', 'k7'", 30),
     "enqueue": (
         queue.ENQUEUE_JOBS,
         "ARRAY['{fresh}']::uuid[], ARRAY[{project}]::bigint[], ARRAY['{function}']::uuid[],"
@@ -182,7 +202,7 @@ ORDINARY = {
     "attempts_of": (deliveries.ATTEMPTS_OF, "ARRAY['{dead}']::uuid[]", 30),
     "job_rows": (views.JOB_ROWS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}', '{dead}']::uuid[]", 150),
     "gap": (views.LARGEST_GAP, "{project}", 250),
-    "forget_keys": (queue.FORGET_KEYS, "500", 60),
+    "forget_keys": (idempotency.FORGET_KEYS, "500", 60),
 }
 
 

@@ -12,8 +12,8 @@ import pytest
 from functions import ids
 from functions.db import Connection
 from functions.ids import JobId, MessageId
-from scheduler import queue
-from scheduler.queue import Ending, NewDelivery, VirtualClocks
+from scheduler import idempotency, leasing, queue, withdrawing
+from scheduler.leasing import Ending, NewDelivery, VirtualClocks
 from tests.scheduler.factories import (
     LEASE,
     claim,
@@ -61,7 +61,7 @@ async def test_a_job_is_never_lost_for_want_of_its_projects_rows(conn: Connectio
             async with conn.transaction():
                 await queue.enqueue(conn, [new_job(version, delay=delay)])
     await conn.execute("DELETE FROM pool_clocks WHERE pool = $1", pool)
-    await queue.requeue(conn, [(claimed.job_id, claimed.token, {"code": "node_lost"})])
+    await leasing.requeue(conn, [(claimed.job_id, claimed.token, {"code": "node_lost"})])
     assert await stands_in(conn, claimed.job_id) == ["ready"]
     await conn.execute("UPDATE waiting_jobs SET due_at = now() - interval '1 second' WHERE job_id = $1", delayed)
     assert await queue.promote(conn, limit=10) == 1
@@ -163,7 +163,7 @@ async def test_a_claim_moves_the_clock_and_not_more_often_than_it_should(conn: C
     await claim_one(conn, node, pool)  # the first one starts at 0
 
     async def v() -> float:
-        await queue.claim(conn, clocks, node, pools=[pool], free_slots=1, node_slots=1, lease=LEASE)
+        await leasing.claim(conn, clocks, node, pools=[pool], free_slots=1, node_slots=1, lease=LEASE)
         found: float = await conn.fetchval("SELECT v FROM pool_clocks WHERE pool = $1", pool)
         return found
 
@@ -177,13 +177,13 @@ async def test_a_heartbeat_renews_what_the_node_holds_and_says_what_to_cancel(co
         await make_job(conn, version)
     node, other = await make_node(conn), await make_node(conn)
     kept, cancelled, foreign = [await claim_one(conn, each, pool) for each in (node, node, other)]
-    await queue.take_out(conn, project, [cancelled.job_id])
+    await withdrawing.take_out(conn, project, [cancelled.job_id])
     await conn.execute("UPDATE leases SET expires_at = now()")
     await conn.execute("UPDATE nodes SET last_seen_at = now() - interval '1 hour'")
     held = [(each.job_id, each.token, 0.5, {"pulling": 3}) for each in (kept, cancelled, foreign)]
     stale = (kept.job_id, uuid4(), None, {})
-    assert await queue.heartbeat(conn, node, held, lease=LEASE) == {kept.job_id: False, cancelled.job_id: True}
-    assert await queue.heartbeat(conn, node, [stale], lease=LEASE) == {}
+    assert await leasing.heartbeat(conn, node, held, lease=LEASE) == {kept.job_id: False, cancelled.job_id: True}
+    assert await leasing.heartbeat(conn, node, [stale], lease=LEASE) == {}
     rows = await conn.fetch("SELECT job_id, progress, timeline FROM leases WHERE expires_at > now()")
     assert {row["job_id"] for row in rows} == {kept.job_id, cancelled.job_id}
     assert {(row["progress"], row["timeline"]) for row in rows} == {(0.5, '{"pulling": 3}')}
@@ -195,11 +195,11 @@ async def test_finishing_is_fenced_by_the_token_and_leaves_one_outcome(conn: Con
     project, pool = await make_project(conn)
     job = await make_job(conn, await make_version(conn, project))
     claimed = await claim_one(conn, await make_node(conn), pool)
-    assert await queue.finish(conn, [Ending(job, uuid4(), "succeeded")]) == set()
+    assert await leasing.finish(conn, [Ending(job, uuid4(), "succeeded")]) == set()
     told = NewDelivery(MessageId(ids.new_uuid7()), job, "job.succeeded", "https://a.example/", "https://a.example:443")
     ending = Ending(job, claimed.token, "succeeded", 0, result="[1]", timeline={"started": 5})
-    assert await queue.finish(conn, [ending], [told]) == {job}
-    assert await queue.finish(conn, [ending], [told]) == set()
+    assert await leasing.finish(conn, [ending], [told]) == {job}
+    assert await leasing.finish(conn, [ending], [told]) == set()
     assert await stands_in(conn, job) == ["succeeded"]
     row = await conn.fetchrow("SELECT * FROM outcomes WHERE job_id = $1", job)
     assert (row["attempt"], row["losses"], row["token"], row["exit_code"]) == (1, 0, claimed.token, 0)
@@ -221,7 +221,7 @@ async def test_finishing_many_at_once_tells_of_those_that_held(conn: Connection)
         Ending(good.job_id, good.token, "failed", 1, {"code": "exit_nonzero", "message": "", "attempt": 1}),
         Ending(stale.job_id, uuid4(), "failed", 1, {"code": "exit_nonzero", "message": "", "attempt": 1}),
     ]
-    assert await queue.finish(conn, endings, told) == {good.job_id}
+    assert await leasing.finish(conn, endings, told) == {good.job_id}
     assert [row["id"] for row in await conn.fetch("SELECT id FROM deliveries")] == [told[0].id]
 
 
@@ -231,8 +231,8 @@ async def test_a_retry_waits_and_comes_back_as_the_next_attempt(conn: Connection
     node = await make_node(conn)
     claimed = await claim_one(conn, node, pool)
     ending = Ending(job, claimed.token, "failed", 3, {"code": "exit_nonzero"})
-    assert await queue.retry(conn, ending, timedelta(seconds=5))
-    assert not await queue.retry(conn, ending, timedelta(seconds=5))
+    assert await leasing.retry(conn, ending, timedelta(seconds=5))
+    assert not await leasing.retry(conn, ending, timedelta(seconds=5))
     assert await stands_in(conn, job) == ["waiting"]
     await conn.execute("UPDATE waiting_jobs SET due_at = now()")
     await queue.promote(conn, limit=1)
@@ -245,8 +245,8 @@ async def test_a_retry_does_not_bring_back_a_job_that_was_cancelled(conn: Connec
     project, pool = await make_project(conn)
     job = await make_job(conn, await make_version(conn, project))
     claimed = await claim_one(conn, await make_node(conn), pool)
-    await queue.take_out(conn, project, [job])
-    assert not await queue.retry(conn, Ending(job, claimed.token, "failed", 1, {"code": "x"}), timedelta(0))
+    await withdrawing.take_out(conn, project, [job])
+    assert not await leasing.retry(conn, Ending(job, claimed.token, "failed", 1, {"code": "x"}), timedelta(0))
     assert await stands_in(conn, job) == ["leased"]
 
 
@@ -259,8 +259,8 @@ async def test_a_requeued_job_is_next_and_its_loss_is_not_the_users(conn: Connec
     for _ in range(3):
         await make_job(conn, version)
     lost = [(job, claimed.token, {"code": "node_lost"}), (job, uuid4(), {"code": "node_lost"})]
-    assert await queue.requeue(conn, lost[1:]) == set()
-    assert await queue.requeue(conn, lost[:1]) == {job}
+    assert await leasing.requeue(conn, lost[1:]) == set()
+    assert await leasing.requeue(conn, lost[:1]) == {job}
     again = await claim_one(conn, node, pool)
     assert (again.job_id, again.attempt) == (job, 2)
     assert await conn.fetchval("SELECT losses FROM leases WHERE job_id = $1", job) == 1
@@ -274,10 +274,10 @@ async def test_cancelling_takes_out_what_waits_and_asks_for_what_runs(conn: Conn
     ready, delayed = await make_job(conn, version), await make_job(conn, version, delay=timedelta(hours=1))
     foreign, _ = await make_project(conn)
     wanted = [running, ready, delayed, JobId(uuid4())]
-    assert await queue.take_out(conn, foreign, wanted) == ([], set())
-    taken, leased = await queue.take_out(conn, project, wanted)
+    assert await withdrawing.take_out(conn, foreign, wanted) == ([], set())
+    taken, leased = await withdrawing.take_out(conn, project, wanted)
     assert ({each.job_id for each in taken}, leased) == ({ready, delayed}, {running})
-    await queue.end_unleased(conn, project, taken, status="cancelled")
+    await withdrawing.end_unleased(conn, project, taken, status="cancelled")
     assert [await stands_in(conn, job) for job in (ready, delayed)] == [["cancelled"]] * 2
 
 
@@ -285,7 +285,7 @@ async def test_a_project_that_cancels_its_backlog_is_not_set_back_behind_the_oth
     project, pool = await make_project(conn)
     version = await make_version(conn, project)
     backlog = [await make_job(conn, version) for _ in range(50)]
-    taken, _ = await queue.take_out(conn, project, backlog)
+    taken, _ = await withdrawing.take_out(conn, project, backlog)
     assert len(taken) == 50
     neighbour, _ = await make_project(conn, pool=pool)
     theirs = await make_version(conn, neighbour)
@@ -304,7 +304,7 @@ async def test_what_is_left_of_a_functions_jobs_is_found(conn: Connection) -> No
     ready, delayed = await make_job(conn, version), await make_job(conn, version, delay=timedelta(hours=1))
     await make_job(conn, other)
     assert version.function_id is not None
-    assert set(await queue.unfinished_of(conn, project, version.function_id)) == {ready, delayed}
+    assert set(await withdrawing.unfinished_of(conn, project, version.function_id)) == {ready, delayed}
 
 
 async def test_keys_are_forgotten_when_their_day_is_over(conn: Connection) -> None:
@@ -313,5 +313,5 @@ async def test_keys_are_forgotten_when_their_day_is_over(conn: Connection) -> No
     for key in ("a", "b", "c"):
         await make_job(conn, version, idempotency_key=key, body_hash=b"h")
     await conn.execute("UPDATE idempotency_keys SET expires_at = now() WHERE key <> 'c'")
-    assert [await queue.forget_keys(conn, limit=1) for _ in range(3)] == [1, 1, 0]
+    assert [await idempotency.forget(conn, limit=1) for _ in range(3)] == [1, 1, 0]
     assert await conn.fetchval("SELECT key FROM idempotency_keys") == "c"

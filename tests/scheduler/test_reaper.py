@@ -7,7 +7,7 @@ import json
 import pytest
 
 from functions.db import Pool
-from scheduler import jobs, queue
+from scheduler import jobs, leasing, queue
 from scheduler.history import job_events
 from scheduler.jobs import Report
 from scheduler.reaper import Reaped, Sight, reap_once
@@ -118,7 +118,7 @@ async def test_two_reapers_share_the_work(world: World) -> None:
         job = await make_job(conn, world.version)
         await expire(conn, await claim_one(conn, world.node, world.account))
         async with conn.transaction():
-            await queue.expired(conn, limit=10)
+            await leasing.expired(conn, limit=10)
             assert await reap_once(world.pool, SEEN_FOR_LONG) == Reaped(0, 0)
         assert await reap_once(world.pool, SEEN_FOR_LONG) == Reaped(1, 0)
         assert await stands_in(conn, job) == ["ready"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -10,13 +11,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from functions import artifacts, expiring, ids
+from functions import artifacts, bucket_owner, expiring, ids
 from functions.artifacts import NewFile
+from functions.bucket_owner import Owner
 from functions.db import Connection, Pool
 from functions.errors import Gone, NotFound, Unavailable
-from functions.ids import ArtifactId, JobId, ProjectId
+from functions.ids import ArtifactId, BatchId, JobId, ProjectId
 from functions.s3 import S3Store
-from scheduler import inputs, jobs, logs, retention
+from scheduler import batches, inputs, jobs, logs, retention
+from scheduler.batches import NewBatch
 from scheduler.jobs import Report
 from scheduler.retention import Expired, Keeping
 from scheduler.views import job_object, read_jobs
@@ -88,7 +91,7 @@ async def rounds(world: World, store: S3Store, times: int = 4) -> None:
 
 
 async def keys(store: S3Store) -> set[str]:
-    return {each.key for each in await store.list_objects("", 1000)} - {expiring.MARK}
+    return {each.key for each in await store.list_objects("", 1000)} - {bucket_owner.MARK}
 
 
 async def agree(conn: Connection, store: S3Store) -> bool:
@@ -379,6 +382,7 @@ async def test_objects_without_a_row_go_and_rows_without_an_object_say_so(
     async with world.pool.acquire() as conn:
         job = await finished(conn, world, store, files=3)
         files = (await artifacts.outputs_of(conn, world.project, [job]))[job]
+        assert await bucket_owner.claim(conn, store)
         await store.delete([files[1].object_key])
         orphan = artifacts.object_key(world.project, job, 2, ArtifactId(uuid4()))
         for key in (orphan, artifacts.uploaded_key(world.project, ArtifactId(uuid4())), "somebody/elses"):
@@ -409,8 +413,87 @@ async def test_objects_without_a_row_go_and_rows_without_an_object_say_so(
 async def test_another_databases_bucket_is_left_alone(world: World, store: S3Store) -> None:
     orphan = artifacts.uploaded_key(world.project, ArtifactId(uuid4()))
     await store.put(orphan, b"abc", "text/plain")
-    await store.put(expiring.MARK, str(uuid4()).encode(), "text/plain")
+    await store.put(bucket_owner.MARK, str(uuid4()).encode(), "text/plain")
     for age in (timedelta(hours=1), timedelta(seconds=-2)):
         compared = await expiring.compare_once(world.pool, store, None, age=age)
         assert (compared.orphans, compared.foreign) == (0, True)
     assert await keys(store) == {orphan}
+
+
+async def test_a_bucket_without_a_mark_is_not_taken_while_another_databases_files_are_in_it(
+    world: World, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_owner, "PAGE", 2)
+    others = [artifacts.uploaded_key(world.project, ArtifactId(uuid4())) for _ in range(2)]
+    for key in ("0/a", "0/b", "0/c", *others):
+        await store.put(key, b"abc", "text/plain")
+    async with world.pool.acquire() as conn:
+        assert await bucket_owner.owner_of(conn, store) is Owner.ANOTHER
+        compared = await expiring.compare_once(world.pool, store, None, age=timedelta(seconds=-2))
+        assert (compared.orphans, compared.foreign, await store.head(bucket_owner.MARK)) == (0, True, None)
+        await store.delete(others)
+        assert await bucket_owner.owner_of(conn, store) is Owner.NOBODY
+        assert not (await expiring.compare_once(world.pool, store, None, age=timedelta(hours=1))).foreign
+        assert await bucket_owner.owner_of(conn, store) is Owner.THIS
+
+
+async def test_a_bucket_of_a_release_that_made_no_mark_is_taken_by_the_database_that_knows_its_files(
+    world: World, store: S3Store
+) -> None:
+    async with world.pool.acquire() as conn:
+        await finished(conn, world, store, files=9)
+        await store.put(artifacts.uploaded_key(world.project, ArtifactId(uuid4())), b"abc", "text/plain")
+        compared = await expiring.compare_once(world.pool, store, None, age=timedelta(seconds=-2))
+        assert (compared.orphans, compared.foreign) == (1, False)
+        assert len(await keys(store)) == 9 and await agree(conn, store)
+
+
+async def make_batch(conn: Connection, world: World, *made: JobId) -> BatchId:
+    """A batch of jobs that are there."""
+    batch, function = BatchId(ids.new_uuid7()), world.version.function_id
+    assert function is not None
+    await batches.add(conn, NewBatch(batch, world.project, function, world.version.id, len(made), None, None))
+    await conn.execute("UPDATE jobs SET batch_id = $1 WHERE id = ANY ($2)", batch, list(made))
+    return batch
+
+
+async def test_jobs_of_a_batch_stay_until_all_of_it_has_ended_so_that_its_counts_are_right(
+    world: World, store: S3Store
+) -> None:
+    async with world.pool.acquire() as conn:
+        early = await finished(conn, world, store, age=31 * DAY)
+        late = await make_job(conn, world.version)
+        batch = await make_batch(conn, world, early, late)
+        await rounds(world, store)
+        assert (await rows_of(conn))["jobs"] == 2
+        assert await conn.fetchval("SELECT count(*) FROM log_chunks") == 0 and await keys(store) == set()
+        await retention.expire_once(world.pool, limit=100)
+        assert await conn.fetchval("SELECT due_at > now() FROM expiries WHERE job_id = $1", early), "not again and again"
+        async with conn.transaction():
+            await jobs.cancel(conn, world.project, [late])
+        assert await batches.complete_once(conn, batches.FIRST, limit=9) == (1, None)
+        assert (await batches.read(conn, world.project, batch)).counts == {"succeeded": 1, "cancelled": 1}
+        await conn.execute("UPDATE outcomes SET finished_at = now() - interval '31 days'")
+        await rounds(world, store)
+        assert await rows_of(conn) == dict.fromkeys(OF_A_JOB, 0)
+        assert await conn.fetchval("SELECT count(*) FROM batches") == 0
+
+
+async def test_schedulers_that_delete_the_last_jobs_of_a_batch_at_once_delete_the_batch(
+    world: World, store: S3Store
+) -> None:
+    async with world.pool.acquire() as conn, world.pool.acquire() as other:
+        pair = [await finished(conn, world, store, files=0) for _ in range(2)]
+        await make_batch(conn, world, *pair)
+        assert (await batches.complete_once(conn, batches.FIRST, limit=9))[0] == 1
+
+        async def delete_second() -> None:
+            async with other.transaction():
+                await retention._delete_jobs(other, pair[1:])
+
+        async with conn.transaction():
+            await retention._delete_jobs(conn, pair[:1])
+            second = asyncio.ensure_future(delete_second())
+            await asyncio.wait([second], timeout=0.3)
+        await second
+        assert [await conn.fetchval(f"SELECT count(*) FROM {table}") for table in ("jobs", "batches")] == [0, 0]

@@ -15,7 +15,7 @@ from gateway.cli import config
 from gateway.cli.doctor.findings import Finding, ok, skipped, wrong
 from gateway.cli.doctor.gateway import gateway
 from gateway.cli.doctor.machine import node_needs, python
-from gateway.cli.doctor.servers import object_store, postgresql
+from gateway.cli.doctor.servers import bucket_owner, object_store, postgresql
 from gateway.cli.failures import Failed
 from gateway.cli.running import faults
 from gateway.embedded_folder import Folder, Keys
@@ -108,6 +108,8 @@ async def _both(url: str, store: S3Config) -> AsyncIterator[Finding]:
     async for one in postgresql(url):
         yield one
     async for one in object_store(store):
+        yield one
+    async for one in bucket_owner(url, store):
         yield one
 
 

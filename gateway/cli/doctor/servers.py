@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 import asyncpg
 import httpx
 
+from functions.bucket_owner import Owner, owner_of
 from functions.errors import RGridError
 from functions.s3 import S3Config, S3Store
 from gateway.cli.doctor.findings import Finding, ok, warning, wrong
@@ -76,6 +77,27 @@ async def object_store(config: S3Config) -> AsyncIterator[Finding]:
                 await store.delete([key])
             except RGridError as error:
                 yield wrong(part, f"an object cannot be removed: {error.message}", "allow DeleteObject to the key")
+
+
+async def bucket_owner(url: str, config: S3Config) -> AsyncIterator[Finding]:
+    """Whether the bucket is this database's; says nothing where one of the two does not answer, others do."""
+    try:
+        async with asyncio.timeout(ANSWER_S), S3Store(config) as store:
+            conn = await asyncpg.connect(url, timeout=ANSWER_S, command_timeout=ANSWER_S)
+            try:
+                owner = await owner_of(conn, store)
+            finally:
+                await conn.close(timeout=ANSWER_S)
+    except (RGridError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, OverflowError):
+        return
+    if owner is Owner.ANOTHER:
+        yield warning(
+            "bucket", f"{config.bucket} has files of another database",
+            "orphans in it are not removed: give each installation a bucket of its own",
+        )  # fmt: skip
+    else:
+        whose = "this database's" if owner is Owner.THIS else "nobody's yet, the scheduler takes it"
+        yield ok("bucket", f"{config.bucket} is {whose}")
 
 
 async def _round_trip(store: S3Store, http: httpx.AsyncClient, config: S3Config, key: str, content: bytes) -> Finding:

@@ -9,13 +9,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from functions.s3 import S3Config
+from functions.s3 import S3Config, S3Store
 from gateway.cli.doctor import machine, servers
 from gateway.cli.doctor.findings import State
 from gateway.embedded_folder import Folder
 from gateway.settings import Settings
 from tests.gateway.cli.conftest import Connected, Rgrid
 from tests.postgres import free_port
+from tests.s3 import S3Server
 
 
 @pytest.fixture
@@ -136,6 +137,21 @@ async def test_a_store_that_says_nothing_is_told_soon(monkeypatch: pytest.Monkey
             found = [one async for one in servers.object_store(config)]
     assert [(one.part, one.state) for one in found] == [("s3", State.WRONG)]
     assert "it does not answer within 0.2 s" in found[0].found
+
+
+async def test_a_bucket_of_another_database_is_told(database: str, s3_server: S3Server) -> None:
+    config = s3_server.config(bucket="doctors")
+
+    async def found() -> list[tuple[State, str]]:
+        return [(one.state, one.found) async for one in servers.bucket_owner(database, config)]
+
+    assert await found() == [], "what does not answer is told by the other checks"
+    async with S3Store(config) as store:
+        await store.ensure_bucket()
+        assert await found() == [(State.OK, "doctors is nobody's yet, the scheduler takes it")]
+        await store.put(f"1/uploads/art_{'0' * 32}", b"a", "text/plain")
+        assert await found() == [(State.WARNING, "doctors has files of another database")]
+    assert [one async for one in servers.bucket_owner("postgresql://localhost:1/x", config)] == []
 
 
 def test_a_clock_that_is_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
