@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 
 import structlog
 
@@ -29,3 +31,35 @@ async def advance(pool: Pool, wakeups: Wakeups, changed: Collection[GateId]) -> 
         return
     if ready:
         wakeups.hint(Topic.READY)
+
+
+class Advancer:
+    """Advances gates beside the calls that reached them: a job is in the queue, and its client answered, before it is
+    let through. One transaction at a time; what comes meanwhile shares the next one."""
+
+    def __init__(self, pool: Pool, wakeups: Wakeups) -> None:
+        self._pool = pool
+        self._wakeups = wakeups
+        self._reached: set[GateId] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def soon(self, reached: Collection[GateId]) -> None:
+        """Advance these gates, whose jobs are committed."""
+        self._reached.update(reached)
+        if self._reached and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def settled(self, timeout_s: float | None = None) -> None:
+        """Return once nothing is left to be advanced, or after ``timeout_s``: the scheduler does the rest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while (task := self._task) is not None:
+                    await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        try:
+            while self._reached:
+                reached, self._reached = self._reached, set()
+                await advance(self._pool, self._wakeups, reached)
+        finally:
+            self._task = None

@@ -16,7 +16,7 @@ from functions.egress import EgressPolicy
 from functions.errors import Conflict, Invalid, LimitReached, Unavailable
 from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
-from gateway.advancing import advance
+from gateway.advancing import Advancer
 from gateway.auth import Keys
 from gateway.bootstrap import ensure_bootstrap
 from gateway.cursors import Cursors
@@ -62,6 +62,7 @@ class Services:
     waiters: OutcomeWaiters
     submitter: Submitter
     picky: Submitter
+    advancer: Advancer
     links: JobLinks
     clocks: VirtualClocks
     sizing: Sizing
@@ -92,6 +93,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         waiters = OutcomeWaiters(pool, wakeups, poll_s=settings.poll_s)
         for running in (wakeups.run(), waiters.run()):
             stack.push_async_callback(_cancel, asyncio.create_task(running))
+        advancer = Advancer(hot_pool, wakeups)
+        stack.push_async_callback(advancer.settled, CLOSING_S)
         yield Services(
             settings=settings,
             pool=pool,
@@ -101,8 +104,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             keys=Keys(pool),
             wakeups=wakeups,
             waiters=waiters,
-            submitter=_submitter(hot_pool, wakeups),
-            picky=_submitter(hot_pool, wakeups, largest=1),
+            submitter=_submitter(hot_pool, advancer),
+            picky=_submitter(hot_pool, advancer, largest=1),
+            advancer=advancer,
             links=JobLinks(store, settings.base_url, settings.link_s),
             clocks=VirtualClocks(),
             sizing=Sizing(settings.slot_memory, settings.max_slots),
@@ -111,12 +115,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
 
 
-def _submitter(pool: Pool, wakeups: Wakeups, *, largest: int = 200) -> Submitter:
+def _submitter(pool: Pool, advancer: Advancer, *, largest: int = 200) -> Submitter:
     async def submit(batch: list[NewJob]) -> list[Submitted | Conflict | Invalid | LimitReached]:
         reached: set[GateId] = set()
         async with pool.acquire() as conn:
             answers = await jobs.submit(conn, batch, reached)
-        await advance(pool, wakeups, reached)
+        advancer.soon(reached)
         return answers
 
     return Gatherer(submit, key=_idempotency, alone=REFUSED_ALONE, largest=largest)

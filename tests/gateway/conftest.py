@@ -60,9 +60,17 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
 @asynccontextmanager
 async def client_of(services: Services, key: str | None = BOOTSTRAP_KEY) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose requests reach the application without a network."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
+
+    async def let_through(response: httpx.Response) -> None:
+        # Tests look at the queue as it is a moment after the answer.
+        await services.advancer.settled()
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(services)),
+        base_url="http://gateway",
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        event_hooks={"response": [let_through]},
+    ) as client:
         yield client
 
 
