@@ -140,7 +140,9 @@ def rounds_of(
         return after is not None
 
     async def chain() -> bool:
-        chained = await chain_once(pool, store, sizing, egress, limit=CHAINS)
+        reached: set[GateId] = set()
+        chained = await chain_once(pool, store, sizing, egress, limit=CHAINS, reached=reached)
+        await advance(hot_pool, wakeups, reached)
         if chained.submitted:
             wakeups.hint(Topic.READY)
         return chained.submitted + chained.failed == CHAINS

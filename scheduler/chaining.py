@@ -23,6 +23,7 @@ from functions.ids import JobId
 from functions.versions import Version
 from scheduler import chains, jobs, limits
 from scheduler.chains import Chain
+from scheduler.gates import GateId
 from scheduler.inputs import refused_inputs
 from scheduler.jobs import Invocation, Sizing
 from scheduler.queue import NewJob
@@ -67,10 +68,18 @@ class _NoLinks:
         return ""
 
 
-async def chain_once(pool: Pool, store: Store, sizing: Sizing, policy: EgressPolicy, *, limit: int = 100) -> Chained:
+async def chain_once(
+    pool: Pool,
+    store: Store,
+    sizing: Sizing,
+    policy: EgressPolicy,
+    *,
+    limit: int = 100,
+    reached: set[GateId] | None = None,
+) -> Chained:
     """Submit the jobs that up to ``limit`` outcomes cause, in one transaction. Safe beside others and after a crash.
 
-    Those that need the store while it is away wait for it.
+    Those that need the store while it is away wait for it. ``reached`` gets the gates that are to be advanced now.
     """
     async with pool.acquire() as conn, Spilling(pool, store) as spilling, conn.transaction():
         due = await chains.due(conn, limit=limit)
@@ -99,7 +108,7 @@ async def chain_once(pool: Pool, store: Store, sizing: Sizing, policy: EgressPol
                 failed[chain] = Conflict("the next job could not be made of this outcome", code="internal")
         async with pool.acquire() as other:
             await limits.make_gates(other, [new for _, new in made])
-        failed |= await _submit(conn, made)
+        failed |= await _submit(conn, made, reached)
         ended = [chain for chain in due if chain not in waiting]
         await chains.end(conn, [(chain, _error(failed[chain]) if chain in failed else None) for chain in ended])
         await chains.postpone(conn, waiting, AGAIN)
@@ -168,19 +177,21 @@ def _roots(cause: _Cause, trigger: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _submit(conn: Connection, made: Sequence[tuple[Chain, NewJob]]) -> dict[Chain, RGridError]:
+async def _submit(
+    conn: Connection, made: Sequence[tuple[Chain, NewJob]], reached: set[GateId] | None
+) -> dict[Chain, RGridError]:
     """Put the jobs into the queue; those that it refused, and why."""
     if not made:
         return {}
     try:
         async with conn.transaction():
-            answers = await jobs.submit_or_record(conn, [job for _, job in made])
+            answers = await jobs.submit_or_record(conn, [job for _, job in made], reached)
     except REFUSED_ALONE as error:
         if len(made) == 1:
             log.warning("chained job refused", error=f"{type(error).__name__}: {error}")
             return {made[0][0]: Conflict("the job cannot be stored as it is", code="invalid_text")}
         # What one bad row does to the statement must not end its neighbours.
-        return {chain: why for each in made for chain, why in (await _submit(conn, [each])).items()}
+        return {chain: why for each in made for chain, why in (await _submit(conn, [each], reached)).items()}
     pairs = zip(made, answers, strict=True)
     return {chain: answer for (chain, _), answer in pairs if isinstance(answer, RGridError)}
 

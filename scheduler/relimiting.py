@@ -18,6 +18,7 @@ from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
+import asyncpg
 import structlog
 
 from functions import registry
@@ -153,9 +154,11 @@ async def relimit_once(
             try:
                 if await _relimit(conn, store, changed, time.monotonic() + within_s):
                     await registry.limits_hold(conn, changed, after=ON_THEIR_WAY)
-            except Unavailable as error:  # the store, which has the params of some job
-                log.warning("limits not changed for all jobs yet", function=str(changed.function), error=str(error))
-            ready += await gates.advance_function(conn, changed.function)
+                ready += await gates.advance_function(conn, changed.function)
+            except (Unavailable, TimeoutError, asyncpg.PostgresError) as error:
+                # The store, which has the params of some job, or a lock: the others must not wait for that.
+                reason = str(error) or type(error).__name__
+                log.warning("limits not changed for all jobs yet", function=str(changed.function), error=reason)
         # Those that wait for nothing any more: what a round does soon anyway.
         reached: set[GateId] = set()
         ready += await queue.promote(conn, limit=AT_ONCE, reached=reached)

@@ -89,19 +89,20 @@ async def _make(request: Request, headers: BatchHeaders, asked: Invocation, data
         body_hash=hashlib.sha256(b"batch " + data).digest(),
         batch_id=batch,
     )
-    async with opened.pool.acquire() as conn:
-        version = await registry.current(
-            conn,
-            who.project_id,
-            request.path_params["name"],
-            number=None if headers.version is None else int(headers.version),
-        )
-    if (first := await made_before(request, version, invocation)) is not None:
-        return await _replay(request, first)
-    assert version.function_id is not None
-    url = asked.callback_url if BATCH_COMPLETED in events else None
     items = json_items(data) if content_type(request) == JSON else json_lines(data)
+    # What waited for its place would bring the limits of long ago.
     async with _place(opened.batching), Spilling(opened.pool, opened.store) as spilling:
+        async with opened.pool.acquire() as conn:
+            version = await registry.current(
+                conn,
+                who.project_id,
+                request.path_params["name"],
+                number=None if headers.version is None else int(headers.version),
+            )
+        if (first := await made_before(request, version, invocation)) is not None:
+            return await _replay(request, first)
+        assert version.function_id is not None
+        url = asked.callback_url if BATCH_COMPLETED in events else None
         new = await read_jobs(Reading(version, invocation, opened), items, spilling)
         row = NewBatch(batch, who.project_id, version.function_id, version.id, len(new), url, who.key_id)
         first = await _write(opened, row, new, spilling)

@@ -103,6 +103,9 @@ async def _submit(
     opened = services(request)
     if (before := await made_before(request, version, invocation)) is not None:
         return before, True
+    async with opened.pool.acquire() as conn:
+        # The file may have taken hours to come: the limits are those of now.
+        version = await registry.current(conn, version.project_id, _function_of(request), number=version.number)
     new = jobs.prepare(caller(request).project_id, version, invocation, opened.sizing)
     await check_inputs(opened.pool, new, opened.egress)
     # Kept from here on: if we are stopped in the middle, the job may be there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
@@ -40,6 +41,8 @@ log = structlog.get_logger(__name__)
 YAML = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 CANCELLED_AT_ONCE = 1000
 MOVED_AT_ONCE = 500
+RELIMIT_S = 5.0
+"""So long one request makes changed limits hold for jobs that are there; a round does the rest."""
 SEVERAL, SEVERAL_BYTES, SEVERAL_FAULTS = 500, 4 * 1024 * 1024, 100
 """Manifests of one request."""
 
@@ -100,11 +103,12 @@ async def apply_several(request: Request) -> Response:
     data = await read_raw(request, SEVERAL_BYTES, media_types=(JSON,))
     manifests = await asyncio.to_thread(_parse_several, opened, data)
     applied = await _apply_all(opened, who.project_id, manifests, dry_run=query.dry_run)
+    enough_s = time.monotonic() + RELIMIT_S  # for all of them together
     for name in [] if query.dry_run else [each["name"] for each in applied if each["changed"]]:
         async with opened.pool.acquire() as conn:
             row = await registry.find(conn, who.project_id, name)
         if row is not None:
-            await _set_limits(opened, row)
+            await _set_limits(opened, row, enough_s)
     return JSONResponse({"data": applied})
 
 
@@ -264,11 +268,12 @@ async def rollback(request: Request) -> Response:
     return JSONResponse(function_view(row))
 
 
-async def _set_limits(opened: Services, function: FunctionRow) -> None:
+async def _set_limits(opened: Services, function: FunctionRow, enough_s: float | None = None) -> None:
     """After the commit: it waits for the locks of gates, which others hold while they wait for one another's. What it
     does not come to, or if it fails, is done by a round."""
     try:
-        ready = await relimit_once(opened.hot_pool, opened.store, function=function.id)
+        within_s = RELIMIT_S if enough_s is None else enough_s - time.monotonic()
+        ready = await relimit_once(opened.hot_pool, opened.store, function=function.id, within_s=within_s)
     except Exception as error:  # the apply is done, and must not fail for what is made good
         log.warning("limits not changed, the scheduler will", function=function.name, error=type(error).__name__)
         return

@@ -159,7 +159,8 @@ class Images:
                     f"the image {image.reference} is not in the store any more, nor on this node: deploy it again",
                     retryable=False,
                 )
-            return await self._once((archive.sha256, image.pinned), lambda: self._load(image, archive))
+            # Each artifact by itself: another project may claim this SHA-256 without having the bytes.
+            return await self._once((image.reference, image.pinned), lambda: self._load(image, archive))
         except DockerError as error:
             raise _failed(image.reference, "the node's Docker refused to load it", True, error.message) from error
         except DockerSilent as error:

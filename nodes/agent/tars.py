@@ -62,7 +62,7 @@ def entries(file: IO[bytes], offset: int, size: int, step: Callable[[], None] = 
             seen.add(kind)
             data = _read(file, at, length, end)
             longer |= _attributes(data, step) if kind == _ATTRIBUTES else {
-                "path" if kind == _LONG_NAME else "linkpath": data.rstrip(b"\0")
+                "name" if kind == _LONG_NAME else "link": data.split(b"\0")[0]
             }  # fmt: skip
             at += length + -length % BLOCK
             continue
@@ -70,12 +70,14 @@ def entries(file: IO[bytes], offset: int, size: int, step: Callable[[], None] = 
             raise BadTar("has sparse files in it")
         if "size" in longer and kind != _GLOBAL:
             length = _decimal(longer["size"])
+        name = longer.get("name") or longer.get("path") or _name(block)
+        link = longer.get("link") or longer.get("linkpath") or block[157:257].split(b"\0")[0]
+        if kind == OLD_FILE and name.endswith(b"/"):
+            kind = FOLDER  # as archives had it before there were kinds
         if kind[0] in _WITHOUT_CONTENT:
             length = 0
         if at + length > end:
             raise BadTar("is cut off")
-        name = longer.get("path", _name(block))
-        link = longer.get("linkpath", block[157:257].split(b"\0")[0])
         yield Entry(_text(name), kind, _text(link), at, length)
         at += length + -length % BLOCK
         longer, seen = {}, set()

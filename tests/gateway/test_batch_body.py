@@ -153,6 +153,19 @@ async def test_a_batch_waits_while_others_are_written(api: httpx.AsyncClient, se
     assert not services.batching.locked()
 
 
+async def test_a_batch_that_waited_passes_the_limits_of_now(api: httpx.AsyncClient, services: Services) -> None:
+    await make_function(api, job={"image": "busybox:1"})
+    services.batching = asyncio.Semaphore(0)
+    waiting = asyncio.ensure_future(api.post(URL, content=lines({"video": "v"}, {"video": "v"}), headers=NDJSON))
+    await asyncio.wait([waiting], timeout=0.3)
+    await make_function(api, job={"image": "busybox:1"}, queue={"concurrency": {"limit": 1}})
+    async with services.pool.acquire() as conn:
+        await conn.execute("UPDATE functions SET limits_changed_at = NULL")
+        services.batching.release()
+        assert (await waiting).status_code == 202
+        assert await conn.fetchval("SELECT count(*) FROM ready_jobs") == 1
+
+
 def test_portions_are_bounded_in_number_and_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "WRITTEN_AT_ONCE", 3)
     monkeypatch.setattr(batches, "WRITTEN_CHARACTERS", 10)

@@ -308,6 +308,21 @@ async def test_a_client_that_goes_in_the_middle_leaves_nothing(
     assert await services.store.parts(row["object_key"], row["upload_id"]) is None
 
 
+async def test_a_file_that_came_slowly_passes_the_limits_of_now(services: Services, api: httpx.AsyncClient) -> None:
+    await make(api)
+    limit = {"concurrency": {"limit": 1, "onLimit": "reject"}}
+
+    async def content() -> AsyncIterator[bytes]:
+        yield CLIP
+        await make_function(api, params=PARAMS, job={"image": "busybox:1", "files": FILES}, queue=limit)
+        yield CLIP
+
+    first = await api.post(f"{URL}?wait=0", content=content())
+    assert (await api.get(f"/v1/jobs/{first.headers['rgrid-job-id']}")).json()["version"] == 1
+    second = await api.post(f"{URL}?wait=0", content=CLIP)
+    assert (first.status_code, second.status_code) == (303, 429)
+
+
 async def test_a_body_that_stops_coming_is_408(
     services: Services, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

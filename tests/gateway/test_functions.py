@@ -9,6 +9,7 @@ import httpx
 import pytest
 import yaml
 
+from gateway.api import functions
 from gateway.api.models import AppliedView, Change, ChangeList, FunctionList, FunctionView, JobView, VersionList
 from gateway.api.specs import SpecView
 from gateway.services import Services
@@ -242,3 +243,18 @@ async def test_what_a_job_runs_is_shown_filled_in(api: httpx.AsyncClient) -> Non
     assert (spec.env, spec.params, spec.secrets, spec.image.reference) == ({"V": "v"}, {"video": "v"}, [], "busybox:1")
     missing = await api.get(f"/v1/jobs/job_{'0' * 32}/spec")
     assert (missing.status_code, missing.json()["code"]) == (404, "job_not_found")
+
+
+async def test_the_functions_of_a_set_share_the_time_for_limits_that_changed(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    async def relimit(*_: Any, within_s: float, **more: Any) -> int:
+        given.append(within_s)
+        return 0
+
+    monkeypatch.setattr(functions, "relimit_once", relimit)
+    answer = await api.post("/v1/functions", json={"manifests": [manifest("a"), manifest("b"), manifest("c")]})
+    assert answer.status_code == 200
+    assert len(given) == 3 and functions.RELIMIT_S > given[0] > given[1] > given[2]

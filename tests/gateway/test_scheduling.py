@@ -23,7 +23,7 @@ from functions.sealing import Sealer
 from gateway.database import migrate, open_pool
 from gateway.scheduling import schedule
 from gateway.settings import Settings
-from scheduler import jobs
+from scheduler import gates, jobs
 from scheduler.jobs import Report
 from tests.gateway.conftest import make_settings
 from tests.postgres import start_postgres
@@ -39,6 +39,7 @@ from tests.scheduler.factories import (
     make_world,
     stands_in,
 )
+from tests.scheduler.test_chaining import ended, make_chain
 
 A_MINUTE = timedelta(minutes=1)
 QUICK: dict[str, Any] = {"poll_s": 0.05, "lease_s": 0.3, "heartbeat_s": 0.05, "callback_allow": "127.0.0.0/8"}
@@ -74,6 +75,23 @@ async def seal_for(settings: Settings, world: World) -> None:
     async with world.pool.acquire() as conn:
         sealed = sealer.seal(SECRET.encode())
         await conn.execute("UPDATE projects SET callback_secret = $2 WHERE id = $1", world.project, sealed)
+
+
+async def test_a_chained_job_passes_its_functions_limit_without_a_round_that_heals(
+    quick: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_: Any) -> int:
+        return 0
+
+    monkeypatch.setattr(gates, "advance_all", nothing)
+    world = await make_chain(pool, {}, publish={"queue": {"concurrency": {"limit": 1}}})
+    async with pool.acquire() as conn, scheduling(quick):
+        await ended(conn, world)
+
+        async def let_in() -> bool:
+            return await conn.fetchval("SELECT count(*) FROM ready_jobs") == 1
+
+        await eventually(let_in)
 
 
 async def test_due_jobs_become_ready_lost_ones_come_back_and_callbacks_go_out(quick: Settings, pool: Pool) -> None:

@@ -11,6 +11,7 @@ from functions.db import Connection, Pool
 from functions.errors import Unavailable
 from functions.ids import FunctionId
 from functions.s3 import S3Store
+from gateway.database import open_pool
 from scheduler import gates, jobs, pauses, queue, redrive
 from scheduler.gates import GateId
 from scheduler.redrive import Redriving
@@ -96,7 +97,7 @@ async def test_a_retry_with_its_own_version_passes_the_current_limits(pool: Pool
         job = await make_job(conn, world.version)
         await jobs.cancel(conn, world.project, [job])
         await change(conn, world, {"concurrency": {"limit": 3}}, params=None)
-        again = await redrive.retry(conn, world.project, job, Redriving(pool, STORE, SIZING, LOOPBACK))
+        again = await redrive.retry(world.project, job, Redriving(pool, STORE, SIZING, LOOPBACK))
         assert [spec.limit for spec in again.gates] == [3]
 
 
@@ -154,6 +155,21 @@ async def test_a_key_of_large_params_is_read_from_the_store_and_waits_while_that
         await relimit_once(pool, store)
         expected = new_job(world.version, params={"customer": "x" * 200_000}).gates
         assert await conn.fetchval("SELECT key FROM gates JOIN slots ON gate_id = gates.id") == expected[0].key
+
+
+async def test_a_function_whose_limits_are_locked_holds_up_no_others(database: str, pool: Pool) -> None:
+    world = await make_world(pool, params=BY_CUSTOMER, queue={"concurrency": {"limit": 3}})
+    hasty = await open_pool(database, command_timeout_s=0.3)
+    async with pool.acquire() as conn, hasty.acquire() as holder:
+        await enter(conn, world, "a")
+        await make_version(conn, world.project, params=BY_CUSTOMER, queue={"concurrency": {"limit": 2}})
+        unlimited = await make_job(conn, await make_version(conn, world.project, name="other"))
+        await make_version(conn, world.project, name="other", queue={"concurrency": {"limit": 1}})
+        async with holder.transaction():
+            await holder.execute("SELECT 1 FROM gates FOR UPDATE")
+            await relimit_once(hasty, STORE)
+        assert await conn.fetchval("SELECT gates FROM ready_jobs WHERE job_id = $1", unlimited)
+    await hasty.close()
 
 
 async def test_the_number_alone_moves_nobody(pool: Pool) -> None:

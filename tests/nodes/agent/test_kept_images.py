@@ -95,6 +95,19 @@ async def refused(images: Images, image: Image) -> str:
     return failed.value.message
 
 
+async def test_who_claims_anothers_image_while_it_is_loaded_does_not_share_it(
+    api: DockerApi, store: Receiver, tmp_path: Path
+) -> None:
+    theirs, mine = Stored(store), Stored(store)
+    claimed = theirs.archive.model_copy(update={"url": mine.archive.url})
+    async with node(api, tmp_path) as images:
+        owner = asyncio.ensure_future(images.ensure(theirs.image.model_copy(update={"pinned": None})))
+        await asyncio.sleep(0)
+        with pytest.raises(AttemptFailed, match="other bytes"):
+            await images.ensure(Image(reference=f"artifact:art_{uuid4().hex}", archive=claimed))
+        assert (await owner).id == theirs.id
+
+
 async def test_who_only_claims_to_have_anothers_image_is_not_given_it(
     api: DockerApi, store: Receiver, tmp_path: Path
 ) -> None:

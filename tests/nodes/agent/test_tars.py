@@ -54,6 +54,14 @@ def test_a_file_has_one_extended_header_of_a_kind(kind: bytes) -> None:
         read(extended * 2 + header(b"0"))
 
 
+@pytest.mark.parametrize("longer", [b"", header(b"L", b"d/\0") + header(b"x", attribute(b"path", b"d")),
+                                    header(b"x", attribute(b"path", b"d/"))])  # fmt: skip
+def test_nothing_hides_in_what_docker_takes_for_a_folder(longer: bytes) -> None:
+    hidden = header(b"0", name="hidden")
+    found = read(longer + header(b"\0", hidden, name="d" if longer else "d/"))
+    assert [(each.name, each.kind) for each in found] == [("d/", b"5"), ("hidden", b"0")]
+
+
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
 def test_an_extended_header_is_of_a_bounded_size(kind: bytes) -> None:
     with pytest.raises(BadTar, match="too large"):
