@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # The PostgreSQL beside the embedded 18 that migrations and queue are tested against: what the system has.
 OLD_POSTGRES = $(firstword $(sort $(patsubst /usr/lib/postgresql/%/bin/initdb,%,$(wildcard /usr/lib/postgresql/1[4-7]/bin/initdb))))
 
-.PHONY: help setup demo test unit machine old-postgres check bench footprint chaos-long clean
+.PHONY: help setup demo test unit machine old-postgres check bench footprint mutations chaos-long clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +62,9 @@ bench: setup  ## what RGrid costs beside what one would do without it, a few min
 
 footprint: setup  ## what rgrid up takes while nothing happens, and the agent's memory while it moves 2 GB
 	@scripts/system.sh run $(BIN)/python -m tests.bench.footprint
+
+mutations: setup  ## 10,000 broken requests to a webhook of each scheme: none may be answered with 500
+	@RGRID_MUTATIONS=10000 $(BIN)/python -m pytest -q tests/gateway/test_hook_mutations.py
 
 chaos-long: setup  ## the faults of tests/chaos with the default lease of 20 s
 	@RGRID_CHAOS_LONG=1 scripts/system.sh run $(BIN)/python -m pytest -q -m chaos tests/chaos

@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from functions import expressions, faults
+from functions import expressions, faults, filling
 from functions.db import Connection
 from functions.documents import pointer, shown, strings
-from functions.expressions import CHAIN_ROOTS, BadTemplate, Budget, Lookup, Template
+from functions.expressions import CHAIN_ROOTS, Lookup
 from functions.faults import Fault
-from functions.fields import BAD_TEMPLATE, UNSUPPORTED, fault
 from functions.ids import ProjectId
 
 DEEPEST_CHAIN = 16
 """Jobs in a row that were each caused by the one before."""
-PARAMS_SIZE = 1024 * 1024
-"""Characters of texts that are filled in, as much as an invoke may have bytes."""
 OUTPUT_FIELDS = frozenset({"uri", "size", "sha256", "content_type", "name", "path"})
 
 # A chain of one function at a time: two applies beside each other might each close a half of a circle.
@@ -59,12 +56,7 @@ class HasChains(Protocol):
 
 def check_params(params: dict[str, Any]) -> dict[str, Any]:
     """Params with templates in their texts, as they stand; raises a pydantic error at the first that is none."""
-    for path, text in strings(params):
-        try:
-            expressions.parse(text, CHAIN_ROOTS)
-        except BadTemplate as error:
-            raise fault(str(error), UNSUPPORTED if error.later else BAD_TEMPLATE, at=pointer(*path)) from None
-    return params
+    return filling.check_templates(params, CHAIN_ROOTS)
 
 
 def chain_lookups(callbacks: Sequence[HasChains]) -> Iterator[tuple[tuple[str | int, ...], Lookup]]:
@@ -101,26 +93,8 @@ def outputs_root(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def fill_in(params: Mapping[str, Any], roots: Mapping[str, Any]) -> dict[str, Any]:
-    """The params of the next job; raises ``MissingValue``. A text that is one look-up keeps the value's type."""
-    budget = Budget(PARAMS_SIZE)
-    filled: dict[str, Any] = _filled(params, roots, budget)
-    return filled
-
-
-def _filled(value: Any, roots: Mapping[str, Any], budget: Budget) -> Any:
-    if isinstance(value, str):
-        template: Template = expressions.parse(value, CHAIN_ROOTS)
-        if template.lookup is not None:
-            found = expressions.find(template.lookup, roots)
-            if found is not None:
-                expressions.text_of(template, roots, budget)  # counted only
-            return found
-        return expressions.text_of(template, roots, budget)
-    if isinstance(value, Mapping):
-        return {key: _filled(item, roots, budget) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled(item, roots, budget) for item in value]
-    return value
+    """The params of the next job; raises ``MissingValue``."""
+    return filling.fill_in(params, roots, CHAIN_ROOTS)
 
 
 async def lock_chains(conn: Connection, project: ProjectId) -> None:

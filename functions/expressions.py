@@ -14,22 +14,43 @@ from typing import Any, Literal
 
 from functions.documents import shown
 
-ROOTS: Mapping[str, frozenset[str] | None] = {
+Roots = Mapping[str, frozenset[str] | None]
+"""What a look-up may begin with, and which names may follow; None: any path."""
+
+ROOTS: Roots = {
     "params": None,
     "trigger": frozenset({"kind", "name"}),
     "job": frozenset({"id"}),
     "function": frozenset({"name", "version"}),
 }
-"""What a look-up may begin with, and which names may follow; None: any path."""
-CHAIN_ROOTS: Mapping[str, frozenset[str] | None] = {
+"""In the template of a job."""
+CHAIN_ROOTS: Roots = {
     **ROOTS,
     "outputs": None,
     "result": None,
     "job": frozenset({"id", "status", "attempt", "exit_code"}),
     "error": frozenset({"code", "message"}),
 }
-"""The same for the params of a callback's function: they are about the job that has ended."""
-LATER_ROOTS = frozenset({"body", "header", "query", "schedule"})
+"""In the params of a callback's function: they are about the job that has ended."""
+WEBHOOK_ROOTS: Roots = {
+    "body": None,
+    "header": None,
+    "query": None,
+    "trigger": frozenset({"kind", "name"}),
+    "function": frozenset({"name", "version"}),
+}
+"""In the params of a webhook: they are about the request."""
+SCHEDULE_ROOTS: Roots = {
+    "schedule": frozenset({"time"}),
+    "trigger": frozenset({"kind", "name"}),
+    "function": frozenset({"name", "version"}),
+}
+"""In the params of a schedule: they are about a planned time."""
+ELSEWHERE: Mapping[str, str] = {
+    **dict.fromkeys(("outputs", "result", "error"), "in the params of a callback's function, when the job has ended"),
+    **dict.fromkeys(("body", "header", "query"), "in the params of a webhook: give the job a param of it"),
+    "schedule": "in the params of a schedule: give the job a param of it",
+}
 
 DEEPEST = 32
 _SEGMENT = re.compile(r"[\w-]+")
@@ -38,11 +59,7 @@ _MOST_EXACT = 10**15
 
 
 class BadTemplate(ValueError):
-    """The text has a look-up that can never work. ``later``: it will, in a release to come."""
-
-    def __init__(self, message: str, *, later: bool = False) -> None:
-        super().__init__(message)
-        self.later = later
+    """The text has a look-up that can never work."""
 
 
 class MissingValue(Exception):
@@ -94,7 +111,7 @@ class Template:
         return [part for part in self.parts if isinstance(part, Lookup)]
 
 
-def parse(text: str, roots: Mapping[str, frozenset[str] | None] = ROOTS) -> Template:
+def parse(text: str, roots: Roots = ROOTS) -> Template:
     """Take a text apart; raises ``BadTemplate``. ``}}`` alone is plain text, ``{{`` always begins a look-up."""
     parts: list[str | Lookup] = []
     at = 0
@@ -139,7 +156,7 @@ def text_of(template: Template, roots: Mapping[str, Any], budget: Budget) -> str
     return "".join(budget.take(part if isinstance(part, str) else _inserted(part, roots)) for part in template.parts)
 
 
-def _lookup(inner: str, roots: Mapping[str, frozenset[str] | None]) -> Lookup:
+def _lookup(inner: str, roots: Roots) -> Lookup:
     if not inner:
         raise BadTemplate("{{ }} names no value: write {{ params.name }}")
     path = tuple(inner.split("."))
@@ -155,14 +172,14 @@ def _lookup(inner: str, roots: Mapping[str, frozenset[str] | None]) -> Lookup:
     return Lookup(path)
 
 
-def _check_root(path: tuple[str, ...], roots: Mapping[str, frozenset[str] | None]) -> None:
+def _check_root(path: tuple[str, ...], roots: Roots) -> None:
     root, rest = path[0], path[1:]
-    if root in LATER_ROOTS:
-        raise BadTemplate(f"{root} is not supported yet", later=True)
-    if root in CHAIN_ROOTS and root not in roots:
-        raise BadTemplate(f"{root} exists only in the params of a callback's function, when the job has ended")
+    if root in ELSEWHERE and root not in roots:
+        raise BadTemplate(f"{root} exists only {ELSEWHERE[root]}")
     if root not in roots:
         raise BadTemplate(f"there is no {shown(root)}: a path begins with {', '.join(roots)}")
+    if path == ("header",):  # those with secrets, too
+        raise BadTemplate("header alone is all of them: write header.name")
     names = roots[root]
     if names is not None and (len(rest) != 1 or rest[0] not in names):
         known = " or ".join(f"{root}.{name}" for name in sorted(names))

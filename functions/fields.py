@@ -20,7 +20,7 @@ from functions.expressions import BadTemplate
 
 T = TypeVar("T")
 
-INVALID, UNSUPPORTED, BAD_TEMPLATE, BAD_URL = "manifest_invalid", "not_supported_yet", "template_invalid", "url_refused"
+INVALID, BAD_TEMPLATE, BAD_URL = "manifest_invalid", "template_invalid", "url_refused"
 
 DURATION = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$"
 CPU = r"^[0-9]+(\.[0-9]+)?m?$"
@@ -45,7 +45,7 @@ class ReadAs:
     """A value that ``read`` makes of what stands in the document, and ``write`` turns back into text."""
 
     read: Callable[[object], Any]
-    write: Callable[[Any], str]
+    write: Callable[[Any], Any]
     json_schema: Mapping[str, Any] = field(hash=False)  # typing puts annotations into sets
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
@@ -91,7 +91,7 @@ def template(most_bytes: int) -> ReadAs:
         try:
             return expressions.parse(value)
         except BadTemplate as error:
-            raise fault(str(error), UNSUPPORTED if error.later else BAD_TEMPLATE) from None
+            raise fault(str(error), BAD_TEMPLATE) from None
 
     return ReadAs(read, str, {"type": "string"})
 

@@ -12,37 +12,39 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from functions import faults, later
+from functions import faults
 from functions.chaining import check_params
 from functions.documents import pointer, shown
 from functions.egress import EgressRefused, check_url
 from functions.faults import Fault
-from functions.fields import BAD_URL, UNSUPPORTED, Check, Part, at_most, checked, duration_between, fault, printable
+from functions.fields import BAD_URL, Check, Part, at_most, checked, duration_between, fault, printable
 from functions.jobspec import JobSpec
+from functions.names import Name
 from functions.quantities import format_bytes
 from functions.queue_spec import QueueOrNone
+from functions.secret_names import SecretNames
+from functions.triggers import TriggersOrNone
 
 MOST_CALLBACKS = 10
 SHORTEST_KEPT, LONGEST_KEPT = timedelta(minutes=1), timedelta(days=3650)
 SHORTEST_JOB = timedelta(days=1)
 """A job outlives the Idempotency-Key that it was made with."""
 
-NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 OUTCOMES = ("job.succeeded", "job.failed", "job.timed_out", "job.cancelled", "job.expired")
-BATCH_COMPLETED = "batch.completed"
-EVENTS = (*OUTCOMES, BATCH_COMPLETED)
+STARTED, PROGRESS = "job.started", "job.progress"
+LIVE = (STARTED, PROGRESS)
+"""Events of a job before its end."""
+BATCH_COMPLETED, SCHEDULE_MISSED = "batch.completed", "schedule.missed"
+JOB_EVENTS = (*LIVE, *OUTCOMES)
+EVENTS = (*JOB_EVENTS, BATCH_COMPLETED, SCHEDULE_MISSED)
+CALLBACK_DISABLED = "callback.disabled"
+PROJECT_EVENTS = (*EVENTS, CALLBACK_DISABLED)
+"""What an endpoint of the project may want to hear of."""
 CAUSES = ("error", "timeout", "oom")
 EXIT = "exit:"
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _EXIT = re.compile(r"exit:([1-9][0-9]{0,2})")
-
-
-def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            "must be 1 to 63 lower-case letters, digits and dashes, begin with a letter and not end with a dash"
-        )
 
 
 def _check_labels(labels: dict[str, str]) -> dict[str, str]:
@@ -64,8 +66,6 @@ def _check_cause(cause: str) -> str:
 
 
 def _check_event(event: str) -> str:
-    if event in later.EVENTS:
-        raise fault(f"{event} is not supported yet", UNSUPPORTED)
     if event not in EVENTS:
         raise fault(f"must be one of {', '.join(EVENTS)}")
     return event
@@ -99,7 +99,7 @@ def _check_callbacks(callbacks: tuple[Callback, ...]) -> tuple[Callback, ...]:
 
 
 class Metadata(Part):
-    name: Annotated[str, checked(_check_name, pattern=f"^{NAME.pattern}$")]
+    name: Name
     description: Annotated[str, printable(1000)] = ""
     labels: Annotated[
         dict[str, Annotated[str, printable(256)]],
@@ -137,13 +137,15 @@ class Callback(Part):
     """What a job's end causes: a signed message to ``url``, or a job of another ``function`` of the project.
 
     Left out, ``events`` are all outcomes for a url, and job.succeeded for a function. ``params`` are templates.
+    ``secret`` names what signs in place of the project's own key; of two, both sign.
     """
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["url"]}, {"required": ["function"]}]})
 
     url: Annotated[str, checked(lambda _: None), AfterValidator(_check_url)] | None = None
-    function: Annotated[str, checked(_check_name, pattern=f"^{NAME.pattern}$")] | None = None
+    function: Name | None = None
     params: Annotated[dict[str, Any], AfterValidator(check_params)] | None = None
+    secret: SecretNames | None = None
     events: Annotated[
         tuple[Annotated[str, Check(_check_event, {"enum": [*EVENTS]})], ...],
         at_most(20),
@@ -166,6 +168,8 @@ class Callback(Part):
             raise fault("stands beside url: make two entries of it", at="/function")
         if self.function is None and self.params is not None:
             raise fault("belongs to function: a url is sent the job object", at="/params")
+        if self.function is not None and self.secret is not None:
+            raise fault("belongs to url: a function is sent no signature", at="/secret")
         if self.function is not None:
             for index, event in enumerate(self.events):
                 if event not in OUTCOMES:
@@ -188,6 +192,7 @@ class Spec(Part):
     job: JobSpec
     retry: Retry = Retry()
     queue: QueueOrNone = None
+    triggers: TriggersOrNone = None
     callbacks: Annotated[
         tuple[Callback, ...], at_most(MOST_CALLBACKS), Field(strict=False), AfterValidator(_check_callbacks)
     ] = ()

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NewType
 from uuid import UUID
 
@@ -20,10 +20,17 @@ VersionId = NewType("VersionId", UUID)
 ArtifactId = NewType("ArtifactId", UUID)
 MessageId = NewType("MessageId", UUID)
 BatchId = NewType("BatchId", UUID)
+EndpointId = NewType("EndpointId", UUID)
+WebhookId = NewType("WebhookId", UUID)
+ReceiptId = NewType("ReceiptId", UUID)
+ScheduleId = NewType("ScheduleId", UUID)
 ProjectId = NewType("ProjectId", int)
 AccountId = NewType("AccountId", int)
 
 JOB, NODE, ARTIFACT, MESSAGE, BATCH = "job", "node", "art", "msg", "bat"
+CALLBACK = "cb"
+WEBHOOK, RECEIPT = "whk", "rcp"
+SCHEDULE = "sch"
 
 _TEXT = re.compile(r"^([a-z]+)_([0-9a-f]{32})$")
 _lock = threading.Lock()
@@ -47,6 +54,12 @@ def new_uuid7() -> UUID:
 def made_at(value: UUID) -> datetime:
     """When a UUIDv7 was made, to the millisecond, by the clock of the process that made it."""
     return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
+
+
+def first_of(at: datetime, *, later_ms: int = 0) -> UUID:
+    """The smallest id that is made so long after ``at``."""
+    at_ms = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return UUID(int=min(max(at_ms + later_ms, 0), 2**48 - 1) << 80)
 
 
 def encode(prefix: str, value: UUID) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from functions import faults, ids, later
+from functions import faults, ids, schedule_spec
 from functions.chaining import chain_lookups, output_fault
 from functions.documents import load_json, load_yaml, pointer, strings
 from functions.egress import EgressPolicy, EgressRefused, check_url
@@ -21,6 +21,7 @@ from functions.jobspec import JobSpec
 from functions.params import ParamsSchema
 from functions.queue_spec import keys_of
 from functions.rendering import templates_of
+from functions.webhook_spec import impossible_params
 
 __all__ = ["OUTCOMES", "Callback", "Manifest", "Metadata", "Retry", "Spec", "parse_manifest", "stored_manifest"]
 
@@ -31,11 +32,17 @@ NO_RUNTIMES: Mapping[str, str] = MappingProxyType({})
 
 
 def parse_manifest(
-    data: bytes, *, yaml: bool, policy: EgressPolicy, runtimes: Mapping[str, str] = NO_RUNTIMES
+    data: bytes,
+    *,
+    yaml: bool,
+    policy: EgressPolicy,
+    callbacks: EgressPolicy | None = None,
+    runtimes: Mapping[str, str] = NO_RUNTIMES,
 ) -> Manifest:
     """Read what a user sent; raises ``Malformed``, or ``Invalid`` with a pointer to each fault.
 
-    ``runtimes`` is the operator's catalogue: what images their names stand for now.
+    ``policy`` is for addresses of inputs, and of ``callbacks`` unless they have one of their own. ``runtimes`` is the
+    operator's catalogue: what images their names stand for now.
     """
     if len(data) > LARGEST_BYTES:
         raise TooLarge(f"a manifest has at most {LARGEST_BYTES} bytes")
@@ -46,14 +53,14 @@ def parse_manifest(
         raise Invalid(f"more than {MOST_VALUES} values, which no manifest has", code="manifest_invalid")
     if sum(text.count("{{") for _, text in strings(document)) > MOST_LOOKUPS:
         raise Invalid(f"more than {MOST_LOOKUPS} look-ups, which no manifest has", code="manifest_invalid")
-    served = later.TakenOut(document)
-    found = served.faults
-    document = _without_nulls(served.document, (), served)
+    found: list[Fault] = []
+    document = _without_nulls(document, (), found)
+    excused = {fault.pointer for fault in found}
     manifest = None
     try:
-        manifest = Manifest.model_validate(document, context={"policy": policy})
+        manifest = Manifest.model_validate(document, context={"policy": callbacks or policy})
     except ValidationError as error:
-        found += [one for one in faults.of_pydantic(error, Manifest) if one.pointer not in served.excused]
+        found += [one for one in faults.of_pydantic(error, Manifest) if one.pointer not in excused]
     spec = document.get("spec")
     schema = spec.get("params") if isinstance(spec, dict) else None
     if isinstance(schema, dict):
@@ -99,6 +106,13 @@ def _lookup_faults(spec: Spec) -> list[Fault]:
             message = output_fault(lookup, outputs)
         if message is not None:
             chained.append(Fault(pointer("spec", *path), message, BAD_TEMPLATE))
+    for index, webhook in enumerate(() if spec.triggers is None else spec.triggers.webhooks):
+        at = pointer("spec", "triggers", "webhooks", index)
+        chained += [Fault(at + place, message) for place, message in impossible_params(webhook, schema)]
+    for index, schedule in enumerate(() if spec.triggers is None else spec.triggers.schedules):
+        at = pointer("spec", "triggers", "schedules", index)
+        impossible = schedule_spec.impossible_params(schedule, schema)
+        chained += [Fault(at + place, message) for place, message in impossible]
     return chained + [
         Fault(pointer("spec", *path), f"{lookup} can have no value: spec.params has no such property", BAD_TEMPLATE)
         for path, template in _templates(spec)
@@ -132,17 +146,17 @@ def _address_faults(job: JobSpec, policy: EgressPolicy) -> list[Fault]:
     return found
 
 
-def _without_nulls(value: Any, at: tuple[str | int, ...], seen: later.TakenOut) -> Any:
-    """A key without a value is forgotten rather than meant; ``null`` has a meaning in params only."""
+def _without_nulls(value: Any, at: tuple[str | int, ...], found: list[Fault]) -> Any:
+    """A key without a value is forgotten rather than meant, which is a fault; ``null`` has a meaning in params only."""
     if isinstance(value, list):
-        return [_without_nulls(item, (*at, index), seen) for index, item in enumerate(value)]
+        return [_without_nulls(item, (*at, index), found) for index, item in enumerate(value)]
     chained = at[:2] == ("spec", "callbacks") and at[3:] == ("params",)
-    if not isinstance(value, dict) or at == ("spec", "params") or chained:
+    triggered = at[:2] == ("spec", "triggers") and at[4:] == ("params",)
+    if not isinstance(value, dict) or at == ("spec", "params") or chained or triggered:
         return value
     for key in [key for key, item in value.items() if item is None]:
-        seen.faults.append(Fault(pointer(*at, key), "has no value: give it one, or leave the key out"))
-        seen.excused.add(pointer(*at, key))
-    return {key: _without_nulls(item, (*at, key), seen) for key, item in value.items() if item is not None}
+        found.append(Fault(pointer(*at, key), "has no value: give it one, or leave the key out"))
+    return {key: _without_nulls(item, (*at, key), found) for key, item in value.items() if item is not None}
 
 
 def _more_values_than(document: Any, most: int) -> bool:

@@ -95,6 +95,12 @@ class ParamsSchema:
                 return frozenset([given] if isinstance(given, str) else given)
         return frozenset()
 
+    def has_default(self, name: str) -> bool:
+        """Whether a param that is missing gets a value."""
+        sub = self._outline.root if self.schema is not None else None
+        named = [each.named[name] for each in _at_once(sub) if name in each.named] if sub is not None else []
+        return any("default" in part.keys for each in named for part in _at_once(each))
+
     @cached_property
     def _outline(self) -> Outline:
         return Outline(self.schema or {})

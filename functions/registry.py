@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from functions import ids, saved_images, secrets, versions
+from functions import endpoints, ids, saved_images, schedules, secrets, versions, webhooks
 from functions.chaining import check_targets
 from functions.db import Connection, Row
 from functions.errors import NotFound
@@ -170,6 +170,7 @@ async def apply(conn: Connection, project: ProjectId, manifest: Manifest) -> App
         )
         if changed and not created:
             await conn.execute(UPDATE_FUNCTION, function, metadata.description, labels, number)
+        await _sync_triggers(conn, project, function, manifest)
         return Applied(await get(conn, project, name), created, changed)
 
 
@@ -230,6 +231,9 @@ async def delete(conn: Connection, project: ProjectId, name: str) -> FunctionId:
     function = await conn.fetchval(DELETE_FUNCTION, project, name)
     if function is None:
         raise function_not_found(name)
+    await webhooks.forget(conn, function)
+    await schedules.forget(conn, function)
+    await endpoints.sync(conn, project, FunctionId(function), ())
     return FunctionId(function)
 
 
@@ -241,7 +245,9 @@ async def rollback(conn: Connection, project: ProjectId, name: str, number: int)
     if await conn.execute(ROLL_BACK, project, name, _number(name, number)) == "UPDATE 0":
         await get(conn, project, name)  # raises if it is the function that is missing
         raise _version_not_found(name, number)
-    return await get(conn, project, name)
+    function = await get(conn, project, name)
+    await _sync_triggers(conn, project, function.id, version.manifest)
+    return function
 
 
 async def set_paused(conn: Connection, project: ProjectId, name: str, *, paused: bool) -> FunctionRow:
@@ -266,6 +272,14 @@ async def limits_hold(conn: Connection, changed: ChangedLimits, *, after: timede
     """Note that all jobs stand at the limits of this change; not before ``after`` it, when none is on its way into the
     queue any more that was made before."""
     await conn.execute(LIMITS_HOLD, changed.function, changed.at, after)
+
+
+async def _sync_triggers(conn: Connection, project: ProjectId, function: FunctionId, manifest: Manifest) -> None:
+    """Rows of what the manifest says may invoke the function, and of whom its jobs tell; its row is locked."""
+    triggers = manifest.spec.triggers
+    await webhooks.sync(conn, project, function, () if triggers is None else triggers.webhooks)
+    await schedules.sync(conn, project, function, () if triggers is None else triggers.schedules)
+    await endpoints.sync(conn, project, function, manifest.spec.callbacks)
 
 
 async def _lock(conn: Connection, project: ProjectId, name: str) -> Row | None:

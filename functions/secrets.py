@@ -13,13 +13,14 @@ from uuid import UUID
 
 from functions import faults, ids
 from functions.db import Connection
-from functions.documents import shown
+from functions.documents import pointer, shown
 from functions.errors import NotFound, RGridError, Unavailable
 from functions.faults import Fault
 from functions.grammar import Manifest
 from functions.ids import ProjectId
 from functions.jobspec import check_secret_name
 from functions.sealing import Sealer
+from functions.secret_names import places_of_names
 
 LARGEST_BYTES = 64 * 1024
 TOGETHER_BYTES = 512 * 1024
@@ -45,7 +46,15 @@ USED_BY = """
 SELECT functions.name, v.secrets
   FROM functions JOIN function_versions v ON v.function_id = functions.id AND v.number = functions.current_number
  WHERE functions.project_id = $1 AND functions.deleted_at IS NULL AND v.secrets && $2::text[]
- ORDER BY functions.name
+UNION ALL
+SELECT functions.name, webhooks.secrets
+  FROM functions JOIN webhooks ON webhooks.function_id = functions.id
+ WHERE functions.project_id = $1 AND functions.deleted_at IS NULL AND webhooks.secrets && $2::text[]
+UNION ALL
+SELECT coalesce(functions.name, 'cb_' || replace(e.id::text, '-', '')), e.secrets
+  FROM callback_endpoints e LEFT JOIN functions ON functions.id = e.function_id
+ WHERE e.project_id = $1 AND e.retired_at IS NULL AND e.secrets && $2::text[]
+ ORDER BY name
 """
 
 DELETE_NAMED = """
@@ -86,7 +95,7 @@ class SecretUnusable(RGridError):
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """``used_by``: the functions whose current version names it."""
+    """``used_by``: functions that name it, in triggers and callbacks too; and ids of callbacks of the project."""
 
     id: UUID
     name: str
@@ -114,7 +123,7 @@ async def _used_by(conn: Connection, project: ProjectId, names: Collection[str])
     used: dict[str, list[str]] = {name: [] for name in names}
     for row in await conn.fetch(USED_BY, project, list(names)) if names else ():
         for name in row["secrets"]:
-            if name in used:
+            if name in used and row["name"] not in used[name]:
                 used[name].append(row["name"])
     return {name: tuple(functions) for name, functions in used.items()}
 
@@ -131,7 +140,14 @@ async def delete(conn: Connection, project: ProjectId, name: str) -> None:
 
 def places_of(manifest: Manifest) -> dict[str, str]:
     """Pointer into the manifest → name of each secret that it needs."""
-    return {f"/spec/job{place}": name for place, name in manifest.spec.job.secret_places.items()}
+    places = {f"/spec/job{place}": name for place, name in manifest.spec.job.secret_places.items()}
+    for index, webhook in enumerate(() if manifest.spec.triggers is None else manifest.spec.triggers.webhooks):
+        at = pointer("spec", "triggers", "webhooks", index)
+        places |= {at + place: name for place, name in webhook.secret_places.items()}
+    for index, callback in enumerate(manifest.spec.callbacks):
+        if callback.secret is not None:
+            places |= places_of_names(callback.secret, pointer("spec", "callbacks", index, "secret"))
+    return places
 
 
 async def require(conn: Connection, project: ProjectId, places: Mapping[str, str]) -> None:

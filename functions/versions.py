@@ -17,9 +17,10 @@ from functions import expiring, ids
 from functions.db import Connection, Row
 from functions.documents import shown
 from functions.errors import NotFound
-from functions.grammar import NAME
+from functions.grammar import LIVE
 from functions.ids import FunctionId, ProjectId, VersionId
 from functions.manifest import Manifest, stored_manifest
+from functions.names import NAME
 from functions.params import ParamsSchema
 from functions.queue_spec import Queue
 
@@ -61,8 +62,8 @@ SELECT manifest_hash FROM function_versions WHERE function_id = $1 AND number = 
 
 ADD_VERSION = """
 -- add_version
-INSERT INTO function_versions (id, project_id, function_id, number, manifest, manifest_hash, secrets)
-SELECT $1, $2, $3, coalesce(max(number), 0) + 1, $4, $5, $6 FROM function_versions WHERE function_id = $3
+INSERT INTO function_versions (id, project_id, function_id, number, manifest, manifest_hash, secrets, live_events)
+SELECT $1, $2, $3, coalesce(max(number), 0) + 1, $4, $5, $6, $7 FROM function_versions WHERE function_id = $3
 RETURNING number
 """
 
@@ -74,7 +75,8 @@ SELECT id FROM function_versions
 
 USE_ONE_OFF = """
 -- use_one_off_version
-INSERT INTO function_versions (id, project_id, number, manifest, manifest_hash, secrets) VALUES ($1, $2, 1, $3, $4, $5)
+INSERT INTO function_versions (id, project_id, number, manifest, manifest_hash, secrets, live_events)
+VALUES ($1, $2, 1, $3, $4, $5, $6)
 ON CONFLICT (project_id, manifest_hash) WHERE function_id IS NULL DO UPDATE SET used_at = now()
 RETURNING id
 """
@@ -193,7 +195,9 @@ async def add(conn: Connection, project: ProjectId, function: FunctionId, manife
     text = json.dumps(manifest.stored(), ensure_ascii=False, separators=(",", ":"))
     secrets = sorted(set(manifest.spec.job.secret_places.values())) or None
     version = VersionId(ids.new_uuid7())
-    number: int = await conn.fetchval(ADD_VERSION, version, project, function, text, hash_of(manifest), secrets)
+    number: int = await conn.fetchval(
+        ADD_VERSION, version, project, function, text, hash_of(manifest), secrets, _live_events(manifest)
+    )
     await expiring.note_named(conn, version, text)
     return number
 
@@ -205,9 +209,17 @@ async def one_off(conn: Connection, project: ProjectId, manifest: Manifest) -> V
     if version is None:
         text = json.dumps(manifest.stored(), ensure_ascii=False, separators=(",", ":"))
         secrets = sorted(set(manifest.spec.job.secret_places.values())) or None
-        version = await conn.fetchval(USE_ONE_OFF, ids.new_uuid7(), project, text, hashed, secrets)
+        version = await conn.fetchval(
+            USE_ONE_OFF, ids.new_uuid7(), project, text, hashed, secrets, _live_events(manifest)
+        )
         await expiring.note_named(conn, version, text)
     return (await by_ids(conn, [version]))[version]
+
+
+def _live_events(manifest: Manifest) -> list[str] | None:
+    """Which events before a job's end its callbacks want to hear of: asked at every claim and heartbeat."""
+    callbacks = [each for each in manifest.spec.callbacks if each.url is not None]
+    return [kind for kind in LIVE if any(kind in each.events for each in callbacks)] or None
 
 
 async def forget_one_offs(conn: Connection, *, limit: int) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from functions import expiring
+from functions import endpoints, expiring, signing_keys
 from functions.artifacts import Store
 from functions.db import Pool
 from functions.ids import ArtifactId
 from gateway.settings import Settings
-from scheduler import retention
+from scheduler import deliveries, receipts, retention
 from scheduler.loop import Round
 from scheduler.retention import Keeping
 
@@ -30,6 +30,7 @@ def retention_rounds(settings: Settings, pool: Pool, store: Store) -> list[Round
     settled = timedelta(seconds=settings.upload_s) + timedelta(hours=1)
     uploads_from: tuple[datetime, ArtifactId] | None = None
     compared_to: str | None = None
+    receipts_at = receipts.FIRST
     warned = False
 
     async def note() -> bool:
@@ -63,10 +64,25 @@ def retention_rounds(settings: Settings, pool: Pool, store: Store) -> list[Round
             log.warning("store and database differed", orphans=compared.orphans, missing=compared.missing)
         return False
 
+    async def forget_receipts() -> bool:
+        nonlocal receipts_at
+        older_than = datetime.now(UTC) - settings.retention_webhooks
+        async with pool.acquire() as conn:
+            _, receipts_at = await receipts.forget_once(conn, receipts_at, older_than=older_than, limit=BATCH)
+        return receipts_at != receipts.FIRST
+
+    async def forget_callbacks() -> bool:
+        async with pool.acquire() as conn:
+            await signing_keys.forget_retired(conn, limit=BATCH)
+            await endpoints.forget_retired(conn, limit=BATCH)
+            return await deliveries.forget(conn, age=keeping.jobs, limit=BATCH) == BATCH
+
     return [
         Round("note expiries", INTERVAL_S, note),
         Round("expire", INTERVAL_S, expire),
         Round("expire uploads", INTERVAL_S, expire_uploads),
         Round("remove expired files", INTERVAL_S, remove),
         Round("compare the store", INTERVAL_S, compare),
+        Round("forget receipts", INTERVAL_S, forget_receipts),
+        Round("forget callbacks", INTERVAL_S, forget_callbacks),
     ]

@@ -24,10 +24,12 @@ from gateway.database import is_current, open_pool
 from gateway.links import JobLinks
 from gateway.queue_rounds import queue_rounds
 from gateway.retention_rounds import retention_rounds
+from gateway.schedule_rounds import schedule_rounds
 from gateway.services import s3_config
 from gateway.settings import Settings
 from nodes import registry
 from scheduler import batches, idempotency, jobs, queue
+from scheduler.attempts import Carrier, Direct
 from scheduler.chaining import chain_once
 from scheduler.gates import GateId
 from scheduler.jobs import Sizing
@@ -71,13 +73,14 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
         _pool(url, hot_path=False) as pool,
         _pool(url, hot_path=True) as hot_pool,
         S3Store(s3_config(settings)) as store,
+        carrier_of(settings, pool) as (carrier, its_rounds),
     ):
         async with pool.acquire() as conn:
             if not await is_current(conn):
                 raise Unavailable("the database's schema is older than this release: run `rgrid migrate` first")
         sender = Sender(
             pool,
-            EgressPolicy(allow=settings.callback_allow),
+            carrier,
             sealer,
             JobLinks(store, settings.base_url, settings.link_s),
             changed=lambda: wakeups.wake(Topic.DELIVERY),
@@ -86,7 +89,9 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
         try:
             log.info("scheduler started")
             rounds = rounds_of(settings, wakeups, sender, pool=pool, hot_pool=hot_pool, store=store)
+            rounds += schedule_rounds(settings, wakeups, hot_pool=hot_pool, store=store)
             rounds += retention_rounds(settings, hot_pool, store)
+            rounds += its_rounds
             await run_rounds(rounds, stopping, grace_s=ROUNDS_STOP_S)
             await sender.close(grace_s=SENDER_STOP_S)
         finally:
@@ -94,6 +99,23 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
             with suppress(asyncio.CancelledError):
                 await hints
     log.info("scheduler ended")
+
+
+@asynccontextmanager
+async def carrier_of(settings: Settings, pool: Pool) -> AsyncIterator[tuple[Carrier, list[Round]]]:
+    """Who carries callbacks to their receivers, and what else there is to do for that."""
+    direct = Direct(settings.callback_policy)
+    if settings.callback_sender == "builtin":
+        yield direct, []
+        return
+    from scheduler.svix_sender import SvixCarrier, svix_client  # noqa: PLC0415, its client takes 10 MB
+
+    assert settings.svix_url is not None and settings.svix_token is not None  # the settings see to that
+    carrier = SvixCarrier(svix_client(settings.svix_url, settings.svix_token.get_secret_value()), direct, pool)
+    try:
+        yield carrier, [Round("sync with Svix", SLOW_S, carrier.sync_once)]
+    finally:
+        await carrier.close()
 
 
 def rounds_of(

@@ -22,6 +22,7 @@ from gateway.bootstrap import ensure_bootstrap
 from gateway.cursors import Cursors
 from gateway.database import is_current, migrate, open_pool
 from gateway.gathering import Gatherer
+from gateway.hooking import Hooks
 from gateway.links import JobLinks
 from gateway.settings import Settings
 from gateway.waiting import OutcomeWaiters
@@ -67,7 +68,9 @@ class Services:
     clocks: VirtualClocks
     sizing: Sizing
     egress: EgressPolicy
+    callback_egress: EgressPolicy
     cursors: Cursors
+    hooks: Hooks
     batching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCHES))
     receiving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCH_BODIES))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -111,7 +114,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             clocks=VirtualClocks(),
             sizing=Sizing(settings.slot_memory, settings.max_slots),
             egress=EgressPolicy(allow=settings.callback_allow),
+            callback_egress=settings.callback_policy,
             cursors=Cursors(settings.secret_key.get_secret_value().encode()),
+            hooks=Hooks(hot_pool, sealer),
         )
 
 
@@ -128,7 +133,7 @@ def _submitter(pool: Pool, advancer: Advancer, *, largest: int = 200) -> Submitt
 
 def _idempotency(job: NewJob) -> object | None:
     """Two jobs with one key cannot stand in one statement."""
-    return None if job.idempotency_key is None else (job.project_id, job.function_id, job.idempotency_key)
+    return None if job.idempotency_key is None else (job.project_id, job.key_scope, job.idempotency_key)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from functions.egress import EgressPolicy, origin_of
 from functions.grammar import LONGEST_KEPT, SHORTEST_JOB, SHORTEST_KEPT
 from functions.image_reference import check_image
 from functions.jobspec import RUNTIME
@@ -70,10 +71,29 @@ class Settings(BaseSettings):
         "Development only."
     )
 
+    callback_deny: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="CIDRs or host names, comma-separated, that callbacks never reach: your own public addresses. The "
+        "hosts of public_url, s3_endpoint and s3_public_endpoint are refused in any case, on their ports.",
+    )
+    callback_sender: Literal["builtin", "svix"] = Field(
+        "builtin", description="Who sends callbacks: RGrid itself, or a Svix server that they are handed to."
+    )
+    svix_url: str | None = Field(None, description="URL of the Svix server, with callback_sender svix.")
+    svix_token: SecretStr | None = Field(None, description="Token that the Svix server is called with.")
+
     runtimes: Annotated[dict[str, str], NoDecode] = Field(
         {},
         description="The catalogue of `runtime:` in manifests: `python3.12=python:3.12-slim`, comma-separated, or a "
         "JSON object of names and images. A change reaches a function at its next apply.",
+    )
+
+    # Webhooks
+    webhook_rate: float = Field(
+        1000,
+        gt=0,
+        le=1_000_000,
+        description="Verified requests a second that each gateway takes for a webhook that sets no rate of its own.",
     )
 
     # Links
@@ -95,12 +115,18 @@ class Settings(BaseSettings):
     )
     retention_logs: timedelta = Field(timedelta(days=7), description="How long a job's log is kept after its end.")
 
-    @field_validator("retention_jobs", "retention_artifacts", "retention_logs", mode="before")
+    retention_webhooks: timedelta = Field(
+        timedelta(days=7), description="How long what came in at webhooks is kept, up to 10,000 requests of each."
+    )
+
+    @field_validator(
+        "retention_jobs", "retention_artifacts", "retention_logs", "retention_webhooks", mode="before"
+    )
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
 
-    @field_validator("retention_jobs", "retention_artifacts", "retention_logs")
+    @field_validator("retention_jobs", "retention_artifacts", "retention_logs", "retention_webhooks")
     @classmethod
     def _kept_long_enough(cls, value: timedelta, info: ValidationInfo) -> timedelta:
         least = SHORTEST_JOB if info.field_name == "retention_jobs" else SHORTEST_KEPT
@@ -108,7 +134,7 @@ class Settings(BaseSettings):
             raise ValueError(f"must be between {format_duration(least)} and {format_duration(LONGEST_KEPT)}")
         return value
 
-    @field_validator("callback_allow", mode="before")
+    @field_validator("callback_allow", "callback_deny", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -142,6 +168,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name}: {error}") from None
         return value
 
+    @field_validator("svix_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("https://", "http://")):
+            raise ValueError("must begin with https:// or http://")
+        return value
+
     @field_validator("bootstrap_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -158,7 +191,18 @@ class Settings(BaseSettings):
             raise ValueError(
                 "RGRID_LEASE_S must be at least three times RGRID_HEARTBEAT_S, or one lost packet loses a job"
             )
+        _ = self.callback_policy  # raises for an entry that means nothing
+        if self.callback_sender == "svix" and (self.svix_url is None or self.svix_token is None):
+            raise ValueError("RGRID_CALLBACK_SENDER=svix needs RGRID_SVIX_URL and RGRID_SVIX_TOKEN")
         return self
+
+    @property
+    def callback_policy(self) -> EgressPolicy:
+        """Where callbacks may go: not to what is ours, whether it is public or not."""
+        own = (self.base_url, self.s3_endpoint, self.s3_public_endpoint or self.s3_endpoint)
+        # ``rgrid up`` looks at settings before it knows where its store will be.
+        hosts = {origin_of(url).partition("://")[2] for url in own} - {""}
+        return EgressPolicy(allow=self.callback_allow, deny=(*self.callback_deny, *sorted(hosts)))
 
     @property
     def base_url(self) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from functions import ids, versions
+from functions import endpoints, ids, versions
 from functions.db import Connection, Row
 from functions.errors import NotFound
 from functions.grammar import BATCH_COMPLETED
@@ -99,7 +99,7 @@ WITH counted AS (
 UPDATE batches SET counts = (SELECT coalesce(json_object_agg(status, jobs), '{}') FROM counted),
                    completed_at = coalesce((SELECT max(last) FROM counted), now())
  WHERE id = $1
-RETURNING project_id, version_id, callback_url
+RETURNING project_id, function_id, version_id, callback_url
 """
 
 STATUSES = ("scheduled", "queued", "running", "succeeded", "failed", "timed_out", "cancelled", "expired")
@@ -189,8 +189,12 @@ async def complete_once(conn: Connection, after: BatchId, *, limit: int) -> tupl
             row = await conn.fetchrow(COMPLETE_BATCH, batch)
             version = (await versions.by_ids(conn, [row["version_id"]]))[row["version_id"]]
             callbacks = version.manifest.spec.callbacks
-            endpoints = endpoints_of(callbacks, row["callback_url"], (BATCH_COMPLETED,), BATCH_COMPLETED)
-            await deliveries.add(conn, row["project_id"], batch, BATCH_COMPLETED, endpoints)
+            listeners = await endpoints.listeners(conn, row["project_id"], [row["function_id"]])
+            told = endpoints_of(
+                callbacks, row["callback_url"], (BATCH_COMPLETED,), BATCH_COMPLETED,
+                listeners=listeners, function=version.function_name,
+            )  # fmt: skip
+            await deliveries.add(conn, row["project_id"], batch, BATCH_COMPLETED, told)
             done += 1
     return done, BatchId(looked[-1]["id"]) if len(looked) == limit else None
 

@@ -1,26 +1,32 @@
 """Deliveries of callbacks: what is due, what came of each attempt, and what is tried again when.
 
-Owns ``deliveries`` (the queue inserts them, in the statement of what they tell of) and ``delivery_attempts``.
+Owns ``deliveries`` (the queue inserts those of outcomes, in the statement that ends a job) and ``delivery_attempts``.
 ``due_at`` is also the lease of who is sending: a sender that dies leaves a delivery that comes back with the same id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from functions import ids
+from functions import endpoints, ids
 from functions.db import Connection
-from functions.errors import NotFound
-from functions.ids import JobId, MessageId, ProjectId
+from functions.egress import origin_of
+from functions.errors import Conflict, NotFound
+from functions.grammar import PROGRESS
+from functions.ids import EndpointId, JobId, MessageId, ProjectId
 from scheduler.callbacks import Endpoint
+from scheduler.leasing import NewDelivery
 
 WALK_ENDPOINTS = """
 -- walk_endpoints
 WITH RECURSIVE walk AS (
-    -- One probe of the index for each endpoint, however many deliveries it is behind with.
+    -- One probe of the index for each endpoint, however many deliveries it is behind with; one for a whole project that
+    -- has no room.
     (SELECT project_id, endpoint, due_at, 1 AS step FROM deliveries
       WHERE state = 'pending' AND (project_id, endpoint) > ($1::bigint, $2::text)
       ORDER BY project_id, endpoint, due_at LIMIT 1)
@@ -28,11 +34,22 @@ WITH RECURSIVE walk AS (
     SELECT next.project_id, next.endpoint, next.due_at, walk.step + 1
       FROM walk CROSS JOIN LATERAL (
         SELECT project_id, endpoint, due_at FROM deliveries
-         WHERE state = 'pending' AND (project_id, endpoint) > (walk.project_id, walk.endpoint)
+         WHERE state = 'pending' AND (project_id, endpoint) > (
+               walk.project_id + (walk.project_id = ANY ($4))::int,
+               CASE WHEN walk.project_id = ANY ($4) THEN '' ELSE walk.endpoint END)
          ORDER BY project_id, endpoint, due_at LIMIT 1) next
      WHERE walk.step < $3
 )
 SELECT project_id, endpoint, due_at <= now() AS due FROM walk ORDER BY step
+"""
+
+# By the ids, which go with time: no index is there for it alone.
+FRESH_ENDPOINTS = """
+-- fresh_endpoints
+SELECT DISTINCT project_id, endpoint FROM (
+    SELECT project_id, endpoint FROM deliveries
+     WHERE id >= $1 AND state = 'pending' AND tries = 0 AND due_at <= now() AND project_id <> ALL ($2)
+     ORDER BY id DESC LIMIT $3) newest
 """
 
 CLAIM_DELIVERIES = """
@@ -45,15 +62,30 @@ WITH next AS (
          ORDER BY due_at LIMIT w.most
            FOR UPDATE SKIP LOCKED) d
 )
-UPDATE deliveries SET due_at = now() + $4::interval WHERE id = ANY (ARRAY(SELECT id FROM next))
-RETURNING id, project_id, job_id, type, url, endpoint, tries, occurred_at, due_at
+UPDATE deliveries d SET due_at = now() + $4::interval WHERE id = ANY (ARRAY(SELECT id FROM next))
+RETURNING id, project_id, job_id, type, url, endpoint, tries, occurred_at, due_at, endpoint_id, secrets, payload,
+          -- An address that only this job has, and that has answered another event of it with 410.
+          endpoint_id IS NULL AND tries = 0 AND EXISTS (
+              SELECT FROM deliveries other
+               WHERE other.job_id = d.job_id AND other.url = d.url AND other.endpoint_id IS NULL
+                 AND other.project_id = d.project_id AND other.state = 'exhausted'
+                 -- As an array, which is read by the key; a join might read all attempts that there ever were.
+                 AND 410 = ANY (ARRAY(SELECT status FROM delivery_attempts WHERE delivery_id = other.id))) AS gone
+"""
+
+GIVE_UP = """
+-- give_up_delivery
+UPDATE deliveries SET state = 'exhausted', ended_reason = $3 WHERE id = $1 AND state = 'pending' AND due_at = $2
 """
 
 RECORD_ATTEMPT = """
 -- record_delivery_attempt
 WITH told AS (
-    UPDATE deliveries SET state = $3, tries = tries + 1, due_at = now() + $4::interval
-     WHERE id = $1 AND state = 'pending' AND due_at = $2
+    -- Given up while it was under way, it is still what happened; that it was taken counts, that it failed does not.
+    UPDATE deliveries SET tries = tries + 1, due_at = now() + $4::interval,
+           state = CASE WHEN state = 'exhausted' AND $3 <> 'delivered' THEN state ELSE $3 END,
+           ended_reason = CASE WHEN $3 <> 'delivered' THEN ended_reason END
+     WHERE id = $1 AND due_at = $2 AND (state = 'pending' OR (state = 'exhausted' AND ended_reason IS NOT NULL))
     RETURNING id
 )
 INSERT INTO delivery_attempts (delivery_id, attempt, at, address, status, duration_ms, error, response)
@@ -62,36 +94,82 @@ SELECT id, (SELECT coalesce(max(attempt), 0) + 1 FROM delivery_attempts WHERE de
   FROM told
 """
 
-LIST_DELIVERIES = """
--- list_deliveries
-SELECT id, job_id, type, url, state, occurred_at, CASE WHEN state = 'pending' THEN due_at END AS next_at FROM deliveries
- WHERE project_id = $1 AND ($2::uuid IS NULL OR job_id = $2) AND ($3::text IS NULL OR state = $3)
-   AND ($4::uuid IS NULL OR id < $4)
- ORDER BY id DESC LIMIT $5
-"""
-
-ATTEMPTS_OF = """
--- delivery_attempts_of
-SELECT delivery_id, attempt, at, address, status, duration_ms, error, response FROM delivery_attempts
- WHERE delivery_id = ANY ($1) ORDER BY delivery_id, attempt
-"""
-
-# job_id says whose event it is: for batch.completed that is a batch.
 ADD_DELIVERIES = """
 -- add_deliveries
-INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
-SELECT d.id, $1, $2, $3, d.url, d.endpoint FROM unnest($4::uuid[], $5::text[], $6::text[]) d (id, url, endpoint)
+INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, endpoint_id, secrets, state, ended_reason, payload,
+                        moment)
+SELECT d.id, $1, d.job_id, d.type, d.url, d.endpoint, d.endpoint_id, d.secrets, d.state, d.ended_reason, d.payload,
+       d.moment
+  FROM json_to_recordset($2::json)
+    AS d (id uuid, job_id uuid, type text, url text, endpoint text, endpoint_id uuid, secrets text[], state text,
+          ended_reason text, payload json, moment timestamptz)
 ON CONFLICT DO NOTHING
+RETURNING id
 """
 
 REDELIVER = """
 -- redeliver
-UPDATE deliveries SET state = 'pending', tries = 0, due_at = now() WHERE project_id = $1 AND id = $2 RETURNING id
+UPDATE deliveries SET state = 'pending', tries = 0, due_at = now(), ended_reason = NULL
+ WHERE project_id = $1 AND id = $2
+RETURNING endpoint_id, url, (SELECT e.url FROM callback_endpoints e
+                              WHERE e.project_id = $1 AND e.id = deliveries.endpoint_id) AS url_now
 """
 
-STEPS_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
-"""Seconds from one attempt to the next; the first is made at once."""
-GONE = 410
+SEND_ELSEWHERE = """
+-- send_delivery_elsewhere
+UPDATE deliveries SET url = $3, endpoint = $4 WHERE project_id = $1 AND id = $2
+"""
+
+RECOVER = """
+-- recover_deliveries
+UPDATE deliveries SET state = 'pending', tries = 0, due_at = now(), ended_reason = NULL
+ WHERE id = ANY (ARRAY(
+    SELECT id FROM deliveries
+     WHERE project_id = $1 AND endpoint_id = $2 AND id >= $3 AND state = 'exhausted' AND type <> ALL ($7)
+       AND occurred_at >= $4 AND ($5::timestamptz IS NULL OR occurred_at < $5)
+     ORDER BY id LIMIT $6))
+"""
+
+# By its origin, which the index of what is pending has.
+END_PENDING = """
+-- end_pending_deliveries
+UPDATE deliveries SET state = 'exhausted', ended_reason = $4
+ WHERE project_id = $1 AND endpoint = $2 AND endpoint_id = $3 AND state = 'pending'
+"""
+
+END_PENDING_OF_JOB = """
+-- end_pending_deliveries_of_job
+UPDATE deliveries SET state = 'exhausted', ended_reason = $4
+ WHERE project_id = $1 AND job_id = $2 AND url = $3 AND endpoint_id IS NULL AND state = 'pending'
+"""
+
+WAS_TAKEN = """
+-- was_delivery_taken
+SELECT EXISTS (SELECT FROM delivery_attempts WHERE delivery_id = $1 AND status BETWEEN 200 AND 299)
+"""
+
+MOVE = """
+-- move_deliveries
+UPDATE deliveries SET url = $3, endpoint = $4 WHERE project_id = $1 AND endpoint_id = $2 AND state <> 'delivered'
+"""
+
+# Others go with their job or batch.
+FORGET_DELIVERIES = """
+-- forget_deliveries
+DELETE FROM deliveries WHERE id = ANY (ARRAY(
+    SELECT id FROM deliveries
+     WHERE type IN ('schedule.missed', 'callback.test', 'callback.disabled') AND occurred_at < now() - $2::interval
+     ORDER BY occurred_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+"""
+
+TEST = "callback.test"
+PASSING = (PROGRESS, TEST)
+"""Not worth telling late: one attempt, and no more. That it fails says nothing of the endpoint."""
+APART_MS = 60_000
+"""How far the clock that makes ids may be from the database's."""
+DISABLED = "the endpoint is disabled"
+DELETED = "the endpoint was deleted"
+GONE = "the address answered 410 to an event of the same job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +185,9 @@ class Waiting:
 class Claimed:
     """A delivery that is this sender's until ``due_at``. ``tries`` were made before, since it was last asked for.
 
-    ``job_id`` is a batch's id where ``type`` is ``batch.completed``.
+    ``job_id`` is whose event it is: a batch's id where ``type`` is ``batch.completed``, and so on. ``endpoint_id`` and
+    ``secrets``: as in ``callbacks.Endpoint``. ``payload`` is what is told (JSON text), where that was written down.
+    ``gone``: its address, which only one job has, has said that it wants no more of that job.
     """
 
     id: MessageId
@@ -119,11 +199,19 @@ class Claimed:
     tries: int
     occurred_at: datetime
     due_at: datetime
+    endpoint_id: EndpointId | None = None
+    secrets: tuple[str, ...] | None = None
+    payload: str | None = None
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """One attempt. Without an answer ``status`` is None and ``error`` says why, in plain words."""
+    """One attempt. Without an answer ``status`` is None and ``error`` says why, in plain words.
+
+    ``unwanted``: the receiver asks for no more attempts of this message. ``by_receiver`` is False where somebody else
+    answered, who sends it on: that says nothing of the endpoint.
+    """
 
     duration_ms: int
     address: str | None = None
@@ -131,64 +219,60 @@ class Exchanged:
     error: str | None = None
     response: str | None = None
     retry_after_s: float | None = None
+    timed_out: bool = False
+    unwanted: bool = False
+    by_receiver: bool = True
+
+    @property
+    def taken(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An attempt as it is listed. ``response`` is the beginning of the answer's body."""
-
-    attempt: int
-    at: datetime
-    address: str | None
-    status: int | None
-    duration_ms: int
-    error: str | None
-    response: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """``next_at`` is when a pending one is sent next. Attempts are in their order. ``job_id``: as in ``Claimed``."""
-
-    id: MessageId
-    job_id: JobId
-    type: str
-    url: str
-    state: str
-    occurred_at: datetime
-    next_at: datetime | None
-    attempts: tuple[Attempt, ...]
-
-
-def next_state(tries: int, exchanged: Exchanged, jitter: float) -> tuple[str, timedelta]:
-    """What becomes of a delivery after its attempt number ``tries``, and how long it waits if it is still pending.
-
-    ``jitter`` in [0, 1) spreads each step over ± 20 %. A receiver may ask for more patience, up to twice the step.
-    """
-    if exchanged.status is not None and 200 <= exchanged.status < 300:
-        return "delivered", timedelta(0)
-    if exchanged.status == GONE or tries > len(STEPS_S):
-        return "exhausted", timedelta(0)
-    step_s = STEPS_S[tries - 1] * (0.8 + 0.4 * jitter)
-    return "pending", timedelta(seconds=min(max(step_s, exchanged.retry_after_s or 0), 2 * step_s))
-
-
-async def add(
-    conn: Connection, project: ProjectId, subject: UUID, kind: str, endpoints: Sequence[Endpoint]
-) -> None:
-    """An event of ``subject`` for each endpoint, in the transaction of what it tells; once, however often called."""
-    await conn.execute(
-        ADD_DELIVERIES, project, subject, kind, [ids.new_uuid7() for _ in endpoints],
-        [each.url for each in endpoints], [each.key for each in endpoints],
+def new_delivery(subject: UUID, kind: str, endpoint: Endpoint) -> NewDelivery:
+    """An event of ``subject`` for an endpoint; for one that is disabled it is written down and not sent."""
+    return NewDelivery(
+        MessageId(ids.new_uuid7()), JobId(subject), kind, endpoint.url, endpoint.key, endpoint.id, endpoint.secrets,
+        None if endpoint.enabled else DISABLED,
     )  # fmt: skip
 
 
+async def add(
+    conn: Connection,
+    project: ProjectId,
+    subject: UUID,
+    kind: str,
+    told: Sequence[Endpoint],
+    *,
+    payload: Mapping[str, Any] | None = None,
+    moment: datetime | None = None,
+) -> list[MessageId]:
+    """An event of ``subject`` for each endpoint, in the transaction of what it tells; once, however often called.
+
+    ``payload`` is told as it is; without it the object is made when it is sent, with fresh links. An event that comes
+    again and again has the ``moment`` that tells one from the next. Returns the ids of what is new.
+    """
+    if not told:
+        return []
+    more = {"payload": payload, "moment": None if moment is None else moment.isoformat()}
+    new = [new_delivery(subject, kind, each).as_json() | more for each in told]
+    return [row["id"] for row in await conn.fetch(ADD_DELIVERIES, project, json.dumps(new))]
+
+
 async def endpoints_waiting(
-    conn: Connection, after: tuple[ProjectId, str], *, limit: int
+    conn: Connection, after: tuple[ProjectId, str], *, limit: int, full: Collection[ProjectId] = ()
 ) -> list[Waiting]:
-    """Endpoints with pending deliveries, in order, from behind ``after`` on."""
-    rows = await conn.fetch(WALK_ENDPOINTS, *after, limit)
+    """Endpoints with pending deliveries, in order, from behind ``after`` on; of a project in ``full`` one only."""
+    rows = await conn.fetch(WALK_ENDPOINTS, *after, limit, list(full))
     return [Waiting(**row) for row in rows]
+
+
+async def fresh_endpoints(
+    conn: Connection, since: datetime, *, limit: int, full: Collection[ProjectId] = ()
+) -> list[tuple[ProjectId, str]]:
+    """Endpoints of projects that are not ``full``, with deliveries written ``since`` and not tried yet: of that many of
+    them, the newest."""
+    rows = await conn.fetch(FRESH_ENDPOINTS, ids.first_of(since), list(full), limit)
+    return [(row["project_id"], row["endpoint"]) for row in rows]
 
 
 async def claim(
@@ -199,7 +283,9 @@ async def claim(
         CLAIM_DELIVERIES, [project for project, *_ in wanted], [endpoint for _, endpoint, _ in wanted],
         [most for *_, most in wanted], lease,
     )  # fmt: skip
-    return [Claimed(**row) for row in rows]
+    return [
+        Claimed(**{**row, "secrets": None if row["secrets"] is None else tuple(row["secrets"])}) for row in rows
+    ]
 
 
 async def record(
@@ -216,25 +302,70 @@ async def record(
     return bool(done == "INSERT 0 1")
 
 
-async def list_deliveries(
-    conn: Connection,
-    project: ProjectId,
-    *,
-    job: JobId | None = None,
-    state: str | None = None,
-    limit: int,
-    before: MessageId | None = None,
-) -> list[Delivery]:
-    """Deliveries of the project with all their attempts, newest first."""
-    rows = await conn.fetch(LIST_DELIVERIES, project, job, state, before, limit)
-    attempts: dict[MessageId, list[Attempt]] = {}
-    for row in await conn.fetch(ATTEMPTS_OF, [row["id"] for row in rows]) if rows else ():
-        values = dict(row)
-        attempts.setdefault(values.pop("delivery_id"), []).append(Attempt(**values))
-    return [Delivery(**row, attempts=tuple(attempts.get(row["id"], ()))) for row in rows]
+async def give_up(conn: Connection, claimed: Claimed, reason: str) -> None:
+    """End a delivery that there is nobody to send to, if it is still this sender's."""
+    await conn.execute(GIVE_UP, claimed.id, claimed.due_at, reason)
 
 
 async def redeliver(conn: Connection, project: ProjectId, delivery: MessageId) -> None:
-    """Send it again now, with the whole schedule before it, whatever came of it so far; raises ``NotFound``."""
-    if await conn.fetchval(REDELIVER, project, delivery) is None:
-        raise NotFound(f"there is no delivery {ids.encode(ids.MESSAGE, delivery)}", code="delivery_not_found")
+    """Send it again now, with the whole schedule before it, whatever came of it so far, in the caller's transaction;
+    to where its endpoint is by now.
+
+    Raises ``NotFound``, or ``Conflict`` when its endpoint takes nothing.
+    """
+    row = await conn.fetchrow(REDELIVER, project, delivery)
+    if row is None:
+        raise not_found(delivery)
+    if row["endpoint_id"] is not None:
+        await require_enabled(conn, project, row["endpoint_id"])
+        if row["url_now"] != row["url"]:
+            await conn.execute(SEND_ELSEWHERE, project, delivery, row["url_now"], origin_of(row["url_now"]))
+
+
+async def require_enabled(conn: Connection, project: ProjectId, endpoint: EndpointId) -> None:
+    """Raise ``Conflict`` when an endpoint is disabled, or is not there any more."""
+    found = (await endpoints.for_sending(conn, project, [endpoint])).get(endpoint)
+    if found is None:
+        raise Conflict(f"{DELETED} since", code="callback_deleted")
+    if found.disabled_reason is not None:
+        raise Conflict(f"{DISABLED} ({found.disabled_reason}): enable it first", code="callback_disabled")
+
+
+async def recover(
+    conn: Connection, project: ProjectId, endpoint: EndpointId, since: datetime, until: datetime | None, *, limit: int
+) -> int:
+    """Send what was exhausted again, of up to ``limit`` events of that time, the oldest first; how many. What was only
+    worth telling at once stays as it is."""
+    done = await conn.execute(
+        RECOVER, project, endpoint, ids.first_of(since, later_ms=-APART_MS), since, until, limit, list(PASSING)
+    )
+    return int(done.split()[-1])
+
+
+async def end_pending(conn: Connection, project: ProjectId, endpoint: EndpointId, url: str, reason: str) -> int:
+    """Give up what waits to be sent to an endpoint at ``url``; how many."""
+    return int((await conn.execute(END_PENDING, project, origin_of(url), endpoint, reason)).split()[-1])
+
+
+async def end_pending_of_job(conn: Connection, project: ProjectId, job: JobId, url: str, reason: str) -> int:
+    """Give up what waits to be sent of a job to an address that only it has; how many."""
+    return int((await conn.execute(END_PENDING_OF_JOB, project, job, url, reason)).split()[-1])
+
+
+async def was_taken(conn: Connection, delivery: MessageId) -> bool:
+    """Whether an attempt of it succeeded, however often it was asked for again since."""
+    return bool(await conn.fetchval(WAS_TAKEN, delivery))
+
+
+async def move(conn: Connection, project: ProjectId, endpoint: EndpointId, url: str) -> None:
+    """Send what has not reached an endpoint to its new address."""
+    await conn.execute(MOVE, project, endpoint, url, origin_of(url))
+
+
+async def forget(conn: Connection, *, age: timedelta, limit: int) -> int:
+    """Delete deliveries of that age that tell of no job; how many."""
+    return int((await conn.execute(FORGET_DELIVERIES, limit, age)).split()[-1])
+
+
+def not_found(delivery: MessageId) -> NotFound:
+    return NotFound(f"there is no delivery {ids.encode(ids.MESSAGE, delivery)}", code="delivery_not_found")

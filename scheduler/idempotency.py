@@ -5,8 +5,10 @@ Owns ``idempotency_keys``; ``queue.enqueue`` writes them with the jobs, in one s
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from functions.db import Connection
-from functions.ids import FunctionId, JobId, ProjectId
+from functions.ids import JobId, ProjectId
 
 FIND_IDEMPOTENT = """
 -- find_idempotent
@@ -27,14 +29,14 @@ DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
 
 
 async def find(
-    conn: Connection, project: ProjectId, function: FunctionId, key: str
+    conn: Connection, project: ProjectId, scope: UUID, key: str
 ) -> tuple[JobId, bytes] | None:
     """The job that this key made first, and the hash of its body; None when the key is free, maybe again."""
-    row = await conn.fetchrow(FIND_IDEMPOTENT, project, function, key)
+    row = await conn.fetchrow(FIND_IDEMPOTENT, project, scope, key)
     if row is None:
         return None
     if row["expired"]:
-        await conn.execute(FORGET_IDEMPOTENT, project, function, key)
+        await conn.execute(FORGET_IDEMPOTENT, project, scope, key)
         return None
     return row["job_id"], row["body_hash"]
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from functions import artifacts, ids, versions
-from functions.db import Connection, Pool
+from functions import artifacts, endpoints, ids, versions
+from functions.db import Connection, Pool, Row
+from functions.endpoints import Listener
 from functions.errors import Conflict, Invalid, LeaseLost, LimitReached, NotFound
 from functions.ids import ArtifactId, BatchId, FunctionId, JobId, NodeId, ProjectId
 from functions.jobspec import JobSpec
@@ -25,16 +26,18 @@ from functions.versions import Version
 from scheduler import chains, gates, idempotency, leasing, limits, queue, withdrawing
 from scheduler.callbacks import endpoints_of, event_of
 from scheduler.chains import Chain, chains_of
+from scheduler.deliveries import new_delivery
 from scheduler.gates import GateId
 from scheduler.inputs import pointer_of
 from scheduler.leasing import Ending, Held, NewDelivery
-from scheduler.queue import InputUrl, NewJob
+from scheduler.queue import NO_FUNCTION, InputUrl, NewJob
+from scheduler.receipts import NewReceipt
 from scheduler.retry import RetryPolicy, retry_delay
 from scheduler.withdrawing import Unleased
 
 CALLBACKS_OF = """
 -- callbacks_of
-SELECT id, project_id, version_id, callback_url, callback_events FROM jobs WHERE id = ANY ($1)
+SELECT id, project_id, function_id, version_id, callback_url, callback_events FROM jobs WHERE id = ANY ($1)
 """
 
 # A lease that was taken back was not reported: whoever held it must not think that its report came first.
@@ -55,10 +58,6 @@ JOB_EXISTS = """
 -- job_exists
 SELECT EXISTS (SELECT 1 FROM outcomes WHERE job_id = jobs.id) AS finished FROM jobs WHERE id = $2 AND project_id = $1
 """
-
-NO_FUNCTION = FunctionId(UUID(int=0))
-"""In whose place idempotency keys of jobs without a function stand."""
-
 
 FUNCTION_OF = """
 -- function_of_job
@@ -95,14 +94,17 @@ class Invocation:
     lane: Lane | None = None
     head_start: timedelta | None = None
     cancel_after: timedelta | None = None
+    receipt: NewReceipt | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """``created_at`` is None for a job that an earlier request with the same idempotency key had made."""
+    """``created_at`` is None for a job that an earlier request with the same idempotency key had made; ``other_body``:
+    a webhook's sender has sent something else under this id before."""
 
     job_id: JobId
     created_at: datetime | None
+    other_body: bool = False
 
     @property
     def replayed(self) -> bool:
@@ -162,6 +164,7 @@ def prepare(project: ProjectId, version: Version, invocation: Invocation, sizing
         body_hash=invocation.body_hash,
         key_id=invocation.key_id,
         batch_id=invocation.batch_id,
+        receipt=invocation.receipt,
         inputs=_input_urls(manifest.spec.job, rendered),
         **_queueing(version, params, invocation),
     )
@@ -201,7 +204,8 @@ async def submit(
 
     A job whose idempotency key was used with the same body answers with the first job, with another body with
     ``Invalid``. The keys within one call must differ. One whose function rejects what is over its limit answers with
-    ``LimitReached``. ``reached`` gets the gates at which jobs wait now: they are to be advanced after the commit.
+    ``LimitReached``; a webhook's is there and has failed. ``reached`` gets the gates at which jobs wait now: to be
+    advanced after the commit.
     """
     return await _enter(conn, jobs, reached, record=False)
 
@@ -221,11 +225,12 @@ async def _enter(
     rest = [job for job in jobs if not limits.is_picky(job)] if picky else jobs
     accepted: dict[JobId, datetime] = {}
     refused: set[JobId] = set()
+    recorded = {job.id for job in picky if record or job.receipt is not None}
     # These first: they wait for locks that a statement of the others' would hold meanwhile.
     if picky:
         passed = await limits.make_gates(conn, picky)
         async with conn.transaction():
-            accepted, refused = await _enter_picky(conn, picky, passed, reached, record=record)
+            accepted, refused = await _enter_picky(conn, picky, passed, reached, recorded)
     if rest:
         accepted |= await queue.enqueue(conn, rest, reached)
     return [
@@ -239,16 +244,20 @@ async def _enter(
 
 
 async def _enter_picky(
-    conn: Connection, jobs: Sequence[NewJob], passed: limits.Passed, reached: set[GateId] | None, *, record: bool
+    conn: Connection,
+    jobs: Sequence[NewJob],
+    passed: limits.Passed,
+    reached: set[GateId] | None,
+    recorded: Collection[JobId],
 ) -> tuple[dict[JobId, datetime], set[JobId]]:
     """Enqueue jobs that do not wait behind others at their function's limit; those that went in, and those refused."""
     replacing = any(job.on_limit == "replace" for job in jobs)
-    held = await limits.lock(conn, jobs, passed, cancels=replacing or record)
+    held = await limits.lock(conn, jobs, passed, cancels=replacing or bool(recorded))
     new = [
         job
         for job in jobs
         if job.idempotency_key is None
-        or not await idempotency.find(conn, job.project_id, job.function_id or NO_FUNCTION, job.idempotency_key)
+        or not await idempotency.find(conn, job.project_id, job.key_scope, job.idempotency_key)
     ]
     refused = await limits.over(conn, [job for job in new if job.on_limit == "reject"], passed)
     cancelled = await limits.replaced(conn, [job for job in new if job.on_limit == "replace"], passed, held)
@@ -257,9 +266,9 @@ async def _enter_picky(
         await cancel(conn, project, victims, reached)
     # Here already, so that the next ones of this transaction, or after it, find them counted.
     await gates.advance(conn, list(held), within=held, left=reached)
-    if record and refused:
-        return made | await _record_rejected(conn, [job for job in new if job.id in refused]), set()
-    return made, refused
+    if rejected := [job for job in new if job.id in refused and job.id in recorded]:
+        made |= await _record_rejected(conn, rejected)
+    return made, refused - made.keys()
 
 
 async def _record_rejected(conn: Connection, jobs: Sequence[NewJob]) -> dict[JobId, datetime]:
@@ -277,9 +286,9 @@ async def _record_rejected(conn: Connection, jobs: Sequence[NewJob]) -> dict[Job
 async def _replay(conn: Connection, job: NewJob) -> Submitted | Conflict | Invalid:
     assert job.idempotency_key is not None and job.body_hash is not None
     for _ in range(3):
-        before = await made_before(conn, job.project_id, job.function_id, job.idempotency_key, job.body_hash)
-        if before is not None:
-            return before
+        first = await idempotency.find(conn, job.project_id, job.key_scope, job.idempotency_key)
+        if first is not None:
+            return _first(first, job.body_hash, other_body=job.receipt is not None)
         # The key's day ended between the two statements: it is free now.
         if accepted := await queue.enqueue(conn, [job]):
             return Submitted(job.id, accepted[job.id])
@@ -291,15 +300,18 @@ async def made_before(
 ) -> Submitted | Invalid | None:
     """The answer to a request whose idempotency key was used before; None if the key is free."""
     first = await idempotency.find(conn, project, function or NO_FUNCTION, key)
-    if first is None:
-        return None
+    return None if first is None else _first(first, body_hash)
+
+
+def _first(first: tuple[JobId, bytes], body_hash: bytes, *, other_body: bool = False) -> Submitted | Invalid:
+    """The answer to a repeat; ``other_body``: one with another body is a repeat, too."""
     job_id, first_hash = first
-    if first_hash != body_hash:
+    if first_hash != body_hash and not other_body:
         return Invalid(
             "this Idempotency-Key was used with another body in the last 24 hours: send a new key",
             code="idempotency_key_reused",
         )
-    return Submitted(job_id, None)
+    return Submitted(job_id, None, other_body=first_hash != body_hash)
 
 
 async def retried_before(
@@ -364,7 +376,7 @@ async def finish(
     ending = Ending(
         job, report.token, status, report.exit_code, error, report.result, report.timeline, report.rejected
     )
-    deliveries = _deliveries(version, job, status, held.callback_url, held.callback_events)
+    deliveries = _deliveries(version, job, status, (held.callback_url, held.callback_events), held.listeners)
     if not await leasing.finish(conn, [ending], deliveries, freed):
         raise _lease_lost(job)
     await chains.record(conn, chains_of(version.manifest.spec.callbacks, held.project_id, job, event_of(status)))
@@ -414,14 +426,18 @@ def _next_try(version: Version, held: Held, report: Report, *, grows: bool) -> t
 
 
 def _deliveries(
-    version: Version, job: JobId, status: str, url: str | None, events: Sequence[str] | None
+    version: Version,
+    job: JobId,
+    status: str,
+    own: tuple[str | None, Sequence[str] | None],
+    listeners: Sequence[Listener],
 ) -> list[NewDelivery]:
-    """The messages that this outcome causes, one for each endpoint that wants it."""
+    """The messages that this outcome causes, one for each endpoint that wants it. ``own`` are the job's own URL and
+    the events that it asks for."""
     kind = event_of(status)
-    return [
-        NewDelivery(ids.MessageId(ids.new_uuid7()), job, kind, endpoint.url, endpoint.key)
-        for endpoint in endpoints_of(version.manifest.spec.callbacks, url, events, kind)
-    ]
+    callbacks = version.manifest.spec.callbacks
+    told = endpoints_of(callbacks, *own, kind, listeners=listeners, function=version.function_name)
+    return [new_delivery(job, kind, endpoint) for endpoint in told]
 
 
 async def end_leased(conn: Connection, leases: Sequence[Ending], freed: set[GateId] | None = None) -> None:
@@ -437,6 +453,7 @@ async def _caused_by(
     """What outcomes of these statuses cause: messages, and jobs of functions."""
     rows = await conn.fetch(CALLBACKS_OF, list(statuses))
     found = await versions.by_ids(conn, {row["version_id"] for row in rows})
+    listening = await _listeners(conn, rows)
     chained = [
         chain
         for row in rows
@@ -451,10 +468,22 @@ async def _caused_by(
         delivery
         for row in rows
         for delivery in _deliveries(
-            found[row["version_id"]], row["id"], statuses[row["id"]], row["callback_url"], row["callback_events"]
+            found[row["version_id"]],
+            row["id"],
+            statuses[row["id"]],
+            (row["callback_url"], row["callback_events"]),
+            [each for each in listening[row["project_id"]] if each.function_id in (None, row["function_id"])],
         )
     ]
     return deliveries, chained
+
+
+async def _listeners(conn: Connection, rows: Sequence[Row]) -> dict[ProjectId, list[Listener]]:
+    """The endpoints of each project that has jobs among ``rows``, and of their functions."""
+    functions: dict[ProjectId, set[FunctionId | None]] = {}
+    for row in rows:
+        functions.setdefault(row["project_id"], set()).add(row["function_id"])
+    return {project: await endpoints.listeners(conn, project, wanted) for project, wanted in functions.items()}
 
 
 async def release(

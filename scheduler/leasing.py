@@ -15,7 +15,8 @@ from typing import Any
 from uuid import UUID
 
 from functions.db import Connection
-from functions.ids import FunctionId, JobId, MessageId, NodeId, ProjectId, VersionId
+from functions.endpoints import Listener, listener
+from functions.ids import EndpointId, FunctionId, JobId, MessageId, NodeId, ProjectId, VersionId
 from scheduler import gates
 from scheduler.gates import GateId
 
@@ -70,7 +71,15 @@ WITH alive AS (
 )
 SELECT leased.job_id, leased.token, leased.attempt, leased.cls AS slots, taken.vt, taken.pool, taken.lane,
        extract(epoch FROM taken.cancel_at - now())::float8 AS left_s,
-       jobs.project_id, jobs.function_id, jobs.version_id, jobs.trigger, jobs.params
+       jobs.project_id, jobs.function_id, jobs.version_id, jobs.trigger, jobs.params,
+       -- Whether somebody may want to know that it starts; asked here, it costs nothing where nobody does.
+       taken.attempt = 0 AND (
+           'job.started' = ANY (jobs.callback_events)
+           OR 'job.started' = ANY ((SELECT live_events FROM function_versions v WHERE v.id = jobs.version_id)::text[])
+           OR EXISTS (SELECT 1 FROM callback_endpoints e
+                       WHERE e.project_id = jobs.project_id AND 'job.started' = ANY (e.events)
+                         AND coalesce(e.function_id, '00000000-0000-0000-0000-000000000000'::uuid)
+                             = '00000000-0000-0000-0000-000000000000')) IS TRUE AS heard
   FROM leased JOIN taken ON taken.job_id = leased.job_id JOIN jobs ON jobs.id = leased.job_id
 """
 
@@ -86,19 +95,37 @@ WITH seen AS (
 ), mine AS (
     -- An index is read in its order, also for an array: rows are locked by id, as a cancel locks them, or the two
     -- statements would wait for each other.
-    SELECT 1 FROM leases WHERE job_id = ANY ($3) FOR NO KEY UPDATE
+    SELECT job_id, progress FROM leases WHERE job_id = ANY ($3) FOR NO KEY UPDATE
 )
 UPDATE leases SET expires_at = now() + $2::interval, progress = r.progress, timeline = r.timeline::json
   FROM unnest($3::uuid[], $4::uuid[], $5::real[], $6::text[]) r (job_id, token, progress, timeline)
  WHERE leases.job_id = r.job_id AND leases.token = r.token AND leases.node_id = $1
    AND (SELECT count(*) FROM mine) > 0
-RETURNING leases.job_id, leases.cancel_requested
+RETURNING leases.job_id, leases.cancel_requested,
+    -- Whether it got on and somebody may want to know: as with the start.
+    leases.progress IS DISTINCT FROM (SELECT mine.progress FROM mine WHERE mine.job_id = leases.job_id)
+    AND (SELECT 'job.progress' = ANY (jobs.callback_events)
+                OR 'job.progress' = ANY ((SELECT live_events FROM function_versions v
+                                           WHERE v.id = jobs.version_id)::text[])
+                OR EXISTS (SELECT 1 FROM callback_endpoints e
+                            WHERE e.project_id = jobs.project_id AND 'job.progress' = ANY (e.events)
+                              AND coalesce(e.function_id, '00000000-0000-0000-0000-000000000000'::uuid)
+                                  = '00000000-0000-0000-0000-000000000000')
+           FROM jobs WHERE jobs.id = leases.job_id) IS TRUE AS heard
 """
 
 HELD = """
 -- held_leases
 SELECT leases.job_id, leases.project_id, leases.attempt, leases.losses, leases.cancel_requested,
-       (leases.cancel_at <= now()) IS TRUE AS overdue, jobs.version_id, jobs.callback_url, jobs.callback_events
+       (leases.cancel_at <= now()) IS TRUE AS overdue, jobs.version_id, jobs.callback_url, jobs.callback_events,
+       -- Here, so that an outcome costs no statement more for endpoints that few projects have.
+       (SELECT json_agg(json_build_object(
+                   'id', e.id, 'function_id', e.function_id, 'url', e.url, 'events', e.events,
+                   'functions', e.functions, 'enabled', e.disabled_at IS NULL))
+          FROM callback_endpoints e
+         WHERE e.project_id = leases.project_id
+           AND coalesce(e.function_id, '00000000-0000-0000-0000-000000000000'::uuid)
+               = ANY (ARRAY['00000000-0000-0000-0000-000000000000'::uuid, jobs.function_id])) AS listeners
   FROM leases JOIN jobs ON jobs.id = leases.job_id
  WHERE leases.job_id = $1 AND leases.token = $2 AND leases.node_id = $3
    FOR UPDATE OF leases
@@ -129,10 +156,12 @@ WITH report AS (
            result::json, node_id, queued_at, leased_at, timeline::json, rejected::json
       FROM held
 ), told AS (
-    INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
-    SELECT d.id, held.project_id, held.job_id, d.type, d.url, d.endpoint
+    INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, endpoint_id, secrets, state, ended_reason)
+    SELECT d.id, held.project_id, held.job_id, d.type, d.url, d.endpoint, d.endpoint_id, d.secrets, d.state,
+           d.ended_reason
       FROM held CROSS JOIN LATERAL json_to_recordset(held.deliveries::json)
-        AS d (id uuid, type text, url text, endpoint text)
+        AS d (id uuid, type text, url text, endpoint text, endpoint_id uuid, secrets text[], state text,
+              ended_reason text)
      WHERE held.deliveries IS NOT NULL
 ), freed AS (
     DELETE FROM slots USING held
@@ -241,6 +270,8 @@ class Claimed:
     params: str
     left_s: float | None = None
     """Until it is to be cancelled, wherever it is."""
+    heard: bool = False
+    """Whether somebody may want to be told that it starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +287,8 @@ class Held:
     version_id: VersionId
     callback_url: str | None
     callback_events: tuple[str, ...] | None
+    listeners: tuple[Listener, ...] = ()
+    """The endpoints of the project and of the job's function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +310,29 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
-    """One event for one endpoint, written with what it tells of."""
+    """One event for one endpoint, written with what it tells of. ``ended_reason`` is why it is not sent at all."""
 
     id: MessageId
     job_id: JobId
     type: str
     url: str
     endpoint: str
+    endpoint_id: EndpointId | None = None
+    secrets: tuple[str, ...] | None = None
+    ended_reason: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "job_id": str(self.job_id),
+            "type": self.type,
+            "url": self.url,
+            "endpoint": self.endpoint,
+            "endpoint_id": None if self.endpoint_id is None else str(self.endpoint_id),
+            "secrets": self.secrets,
+            "state": "pending" if self.ended_reason is None else "exhausted",
+            "ended_reason": self.ended_reason,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +387,7 @@ async def claim(
     return [
         Claimed(
             row["job_id"], row["token"], row["attempt"], row["slots"], row["project_id"], row["function_id"],
-            row["version_id"], row["trigger"], row["params"], row["left_s"],
+            row["version_id"], row["trigger"], row["params"], row["left_s"], row["heard"],
         )
         for row in rows
     ]  # fmt: skip
@@ -350,15 +399,19 @@ async def heartbeat(
     held: Sequence[tuple[JobId, UUID, float | None, Mapping[str, int]]],
     *,
     lease: timedelta,
+    heard: set[JobId] | None = None,
 ) -> dict[JobId, bool]:
     """Renew a node's leases, noting (job, token, progress, timeline). Returns job → whether to cancel it.
 
-    A job that is not in the answer is no longer this node's.
+    A job that is not in the answer is no longer this node's. ``heard`` gets those that got on, if somebody may want to
+    be told.
     """
     rows = await conn.fetch(
         HEARTBEAT, node, lease, [job for job, *_ in held], [token for _, token, *_ in held],
         [progress for *_, progress, _ in held], [json.dumps(timeline) for *_, timeline in held],
     )  # fmt: skip
+    if heard is not None:
+        heard.update(row["job_id"] for row in rows if row["heard"])
     return {row["job_id"]: row["cancel_requested"] for row in rows}
 
 
@@ -370,8 +423,14 @@ async def find_held(conn: Connection, node: NodeId, job: JobId, token: UUID) -> 
     row = await conn.fetchrow(HELD, job, token, node)
     if row is None:
         return None
-    events = row["callback_events"]
-    return Held(**{**row, "callback_events": None if events is None else tuple(events)})
+    events, listening = row["callback_events"], row["listeners"]
+    return Held(
+        **{
+            **row,
+            "callback_events": None if events is None else tuple(events),
+            "listeners": () if listening is None else tuple(listener(each) for each in json.loads(listening)),
+        }
+    )
 
 
 async def held_by(conn: Connection, node: NodeId) -> list[tuple[JobId, UUID]]:
@@ -390,10 +449,9 @@ async def finish(
     A job that is missing was offered to another node: its report must be refused. Here and below, ``freed`` gets the
     gates that may have room now: they are to be advanced after the commit.
     """
-    told: dict[JobId, list[dict[str, str]]] = {}
+    told: dict[JobId, list[dict[str, Any]]] = {}
     for new in deliveries:
-        row = {"id": str(new.id), "type": new.type, "url": new.url, "endpoint": new.endpoint}
-        told.setdefault(new.job_id, []).append(row)
+        told.setdefault(new.job_id, []).append(new.as_json())
     rows = await conn.fetch(
         FINISH_JOBS,
         [end.job_id for end in endings], [end.token for end in endings], [end.status for end in endings],

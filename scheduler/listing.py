@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
+from functions import ids
 from functions.db import Connection
 from functions.ids import BatchId, FunctionId, JobId, ProjectId
 
@@ -166,8 +167,8 @@ async def list_jobs(
     statement, own, exact = _source(filters, functions)
     rest = (filters.trigger, filters.since, filters.until, *own)
     chunk = limit + 1 if exact and rest[:3] == (None, None, None) else CHUNK
-    upper = min(before or LAST, LAST if filters.until is None else _first_id(filters.until, APART_MS))
-    lower = FIRST if filters.since is None else _first_id(filters.since, -APART_MS)
+    upper = min(before or LAST, LAST if filters.until is None else ids.first_of(filters.until, later_ms=APART_MS))
+    lower = FIRST if filters.since is None else ids.first_of(filters.since, later_ms=-APART_MS)
     found: list[JobId] = []
     enough_s = time.monotonic() + LOOK_S
     while True:
@@ -196,9 +197,3 @@ def _source(
     if filters.status is not None:
         return LIST_FINISHED, (functions, filters.status), functions is None
     return LIST_OF_PROJECT, (), True
-
-
-def _first_id(at: datetime, later_ms: int) -> UUID:
-    """The smallest id that is made so long after ``at``."""
-    at_ms = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    return UUID(int=min(max(at_ms + later_ms, 0), 2**48 - 1) << 80)

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
+from uuid import UUID
 
 from functions.db import Connection
 from functions.ids import BatchId, FunctionId, JobId, ProjectId, VersionId
 from functions.queue_spec import GateSpec
 from scheduler import gates
 from scheduler.gates import GateId
+from scheduler.receipts import NewReceipt
 
 ENQUEUE_JOBS = """
 -- enqueue_jobs
@@ -26,18 +28,23 @@ WITH input AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
         $9::uuid[], $10::text[], $11::int[], $12::interval[], $13::text[], $14::bytea[], $15::text[], $16::uuid[],
-        $17::smallint[], $18::interval[], $19::interval[], $20::interval[], $21::text[]
+        $17::smallint[], $18::interval[], $19::interval[], $20::interval[], $21::text[],
+        $22::uuid[], $23::uuid[], $24::text[], $25::bytea[]
     ) WITH ORDINALITY AS i (
         job_id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
         retried_from, traceparent, cls, delay, key, body_hash, key_id, batch_id, lane,
-        head_start, ttl, cancel_after, gates, ord)
+        head_start, ttl, cancel_after, gates, receipt_id, webhook_id, receipt_head, receipt_body, ord)
 ), keyed AS (
     INSERT INTO idempotency_keys (project_id, function_id, key, body_hash, job_id, expires_at)
-    -- Jobs without a function share one scope.
-    SELECT project_id, coalesce(function_id, '00000000-0000-0000-0000-000000000000'), key, body_hash, job_id,
-           now() + interval '24 hours'
+    -- What a webhook's sender calls a delivery (id:) is known for days: so long it may send it again. Jobs without a
+    -- function share one scope.
+    SELECT project_id, coalesce(webhook_id, function_id, '00000000-0000-0000-0000-000000000000'), key, body_hash,
+           job_id,
+           now() + CASE WHEN webhook_id IS NOT NULL AND key LIKE 'id:%' THEN interval '7 days'
+                        ELSE interval '24 hours' END
       FROM input WHERE key IS NOT NULL
-     ORDER BY project_id, function_id, key   -- one order for all, or two statements wait for each other's keys
+     -- One order for all, or two statements wait for each other's keys.
+     ORDER BY project_id, coalesce(webhook_id, function_id), key
     ON CONFLICT DO NOTHING
     RETURNING job_id
 ), accepted AS (
@@ -48,6 +55,10 @@ WITH input AS (
     SELECT job_id, project_id, function_id, version_id, trigger::json, params::json, callback_url,
            string_to_array(callback_events, ','), retried_from, traceparent, key_id, batch_id
       FROM accepted
+), received AS (
+    INSERT INTO webhook_receipts (id, webhook_id, project_id, verdict, job_id, head, body)
+    SELECT receipt_id, webhook_id, project_id, 'accepted', job_id, receipt_head::json, receipt_body
+      FROM accepted WHERE receipt_id IS NOT NULL
 ), placed AS (
     SELECT a.*, flows.pool, flows.weight, pool_clocks.v, greatest(flows.f, pool_clocks.v) AS behind,
            now() + coalesce(a.delay, '0') + a.ttl AS ttl_at, now() + a.cancel_after AS cancel_at,
@@ -141,6 +152,10 @@ SELECT job_id, CASE next_stage WHEN 'gated' THEN gates END AS gates FROM placed
 """
 
 
+NO_FUNCTION = FunctionId(UUID(int=0))
+"""In whose place idempotency keys of jobs without a function stand."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputUrl:
     """Where an input file comes from; ``pointer`` says which param (or place in the manifest) holds the URL."""
@@ -154,7 +169,8 @@ class NewJob:
     """One job as it goes into the queue. ``trigger`` and ``params`` are JSON text; ``delay`` None is now.
 
     ``inputs`` are not stored: they are what ``check_inputs`` looks at first. ``gates`` are the limits that it passes,
-    in order; ``ttl`` counts from when it may start, ``cancel_after`` from now.
+    in order; ``ttl`` counts from when it may start, ``cancel_after`` from now. ``receipt`` is of the webhook's request
+    that it comes from, and is written with it.
     """
 
     id: JobId
@@ -180,6 +196,14 @@ class NewJob:
     head_start: timedelta | None = None
     ttl: timedelta | None = None
     cancel_after: timedelta | None = None
+    receipt: NewReceipt | None = None
+
+    @property
+    def key_scope(self) -> UUID:
+        """Within what its idempotency key tells it from others: its webhook, its function, or the project's rest."""
+        if self.receipt is not None:
+            return self.receipt.webhook_id
+        return self.function_id or NO_FUNCTION
 
 
 async def enqueue(
@@ -204,6 +228,8 @@ async def enqueue(
         [job.key_id for job in jobs], [job.batch_id for job in jobs],
         [job.lane for job in jobs], [job.head_start or None for job in jobs], [job.ttl for job in jobs],
         [job.cancel_after for job in jobs], [passed.get(job.id) for job in jobs],
+        [job.receipt and job.receipt.id for job in jobs], [job.receipt and job.receipt.webhook_id for job in jobs],
+        [job.receipt and job.receipt.head for job in jobs], [job.receipt and job.receipt.body for job in jobs],
     )  # fmt: skip
     gates.note(rows, reached)
     return {row["job_id"]: row["created_at"] for row in rows}

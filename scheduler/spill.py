@@ -28,14 +28,20 @@ JSON = "application/json"
 PREFIX = "artifact:"
 
 
+def is_large(job: NewJob) -> bool:
+    """Whether its params have to go to the store."""
+    # A character is four bytes at most: of nearly every job this is all that it costs.
+    if len(job.params) * 4 <= INLINE_BYTES or len(job.params.encode()) <= INLINE_BYTES:
+        return False
+    return reference_of(job.params) is None
+
+
 async def spilled(pool: Pool, store: Store, job: NewJob) -> tuple[NewJob, Upload | None]:
     """The job as it goes into the queue, with the file of its params if they are large. ``discard`` that file if the
     job is not made after all."""
-    # A character is four bytes at most: of nearly every job this is all that it costs.
-    if len(job.params) * 4 <= INLINE_BYTES or len(data := job.params.encode()) <= INLINE_BYTES:
+    if not is_large(job):
         return job, None
-    if reference_of(job.params) is not None:
-        return job, None
+    data = job.params.encode()
     digest = hashlib.sha256(data).hexdigest()
     announced = Announced("params.json", JSON, len(data), digest)
     async with pool.acquire() as conn:

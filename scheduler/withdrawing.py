@@ -52,9 +52,11 @@ WITH ended AS (
     SELECT e.job_id, $1, $2, e.attempt, e.losses, $3::json, e.queued_at
       FROM unnest($4::uuid[], $5::int[], $6::int[], $7::timestamptz[]) e (job_id, attempt, losses, queued_at)
 )
-INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint)
-SELECT d.id, $1, d.job_id, d.type, d.url, d.endpoint
-  FROM unnest($8::uuid[], $9::uuid[], $10::text[], $11::text[], $12::text[]) d (id, job_id, type, url, endpoint)
+INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, endpoint_id, secrets, state, ended_reason)
+SELECT d.id, $1, d.job_id, d.type, d.url, d.endpoint, d.endpoint_id, d.secrets, d.state, d.ended_reason
+  FROM json_to_recordset($8::json)
+    AS d (id uuid, job_id uuid, type text, url text, endpoint text, endpoint_id uuid, secrets text[], state text,
+          ended_reason text)
 """
 
 UNFINISHED_OF_FUNCTION = """
@@ -138,8 +140,7 @@ async def end_unleased(
         END_UNLEASED, project, status, None if error is None else json.dumps(error),
         [job.job_id for job in jobs], [job.attempt for job in jobs], [job.losses for job in jobs],
         [job.queued_at for job in jobs],
-        [new.id for new in deliveries], [new.job_id for new in deliveries], [new.type for new in deliveries],
-        [new.url for new in deliveries], [new.endpoint for new in deliveries],
+        json.dumps([new.as_json() for new in deliveries]),
     )  # fmt: skip
 
 

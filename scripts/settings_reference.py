@@ -96,6 +96,8 @@ def _type(annotation: object) -> str:
         return "list"
     if typing.get_origin(annotation) is dict:
         return "pairs"
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     names = {SecretStr: "secret", str: "text", int: "integer", float: "number", bool: "0 or 1", timedelta: "duration"}
     return names[annotation]  # type: ignore[index]
 

@@ -17,7 +17,7 @@ from functions import ids, registry
 from functions.db import Connection
 from functions.documents import json_items, json_lines
 from functions.errors import Conflict, LimitReached, NotFound, RGridError
-from functions.grammar import BATCH_COMPLETED, EVENTS, OUTCOMES
+from functions.grammar import BATCH_COMPLETED, JOB_EVENTS
 from functions.ids import BatchId, JobId
 from gateway.advancing import advance
 from gateway.api import paging
@@ -41,13 +41,14 @@ from scheduler.wakeups import Topic
 NDJSON = "application/x-ndjson"
 MOST_BYTES = 10 * 1024 * 1024
 PATIENCE_S = 60.0
+TOLD = (BATCH_COMPLETED, *JOB_EVENTS)
 BUSY_S = 5
 WRITTEN_AT_ONCE, WRITTEN_CHARACTERS = 1000, 4 * 1024 * 1024
 
 
 def _events(text: str) -> str:
-    if not text.strip() or any(event not in EVENTS for event in split_events(text)):
-        raise ValueError(f"takes a list of {', '.join(EVENTS)}")
+    if not text.strip() or any(event not in TOLD for event in split_events(text)):
+        raise ValueError(f"takes a list of {', '.join(TOLD)}")
     return text
 
 
@@ -56,7 +57,7 @@ class BatchHeaders(JobHeaders):
     callback_events: Annotated[str, AfterValidator(_events)] | None = Field(
         None,
         alias="X-Callback-Events",
-        description="What it is told of instead of `batch.completed`; outcomes of jobs, too, with commas between them.",
+        description="What it is told of instead of `batch.completed`; events of jobs, too, with commas between them.",
     )
     version: str | None = Field(
         None, alias="RGrid-Version", pattern=r"^[1-9][0-9]{0,8}$", description="Not the current version."
@@ -80,7 +81,7 @@ async def make(request: Request) -> Response:
 async def _make(request: Request, headers: BatchHeaders, asked: Invocation, data: bytes) -> Response:
     opened, who = services(request), caller(request)
     events = (BATCH_COMPLETED,) if asked.callback_events is None else asked.callback_events
-    of_jobs = tuple(event for event in events if event in OUTCOMES)
+    of_jobs = tuple(event for event in events if event in JOB_EVENTS)
     batch = BatchId(ids.new_uuid7())
     invocation = replace(
         asked,

@@ -200,7 +200,9 @@ def _at(index: int, error: Invalid) -> Invalid:
 
 
 def _parse(opened: Services, data: bytes, yaml: bool) -> Manifest:
-    manifest = parse_manifest(data, yaml=yaml, policy=opened.egress, runtimes=opened.settings.runtimes)
+    manifest = parse_manifest(
+        data, yaml=yaml, policy=opened.egress, callbacks=opened.callback_egress, runtimes=opened.settings.runtimes
+    )
     manifest.slots(opened.sizing.slot_memory, opened.sizing.max_slots)
     return manifest
 

@@ -17,7 +17,7 @@ from functions import registry
 from functions.documents import load_json
 from functions.egress import EgressPolicy, EgressRefused, check_url
 from functions.errors import FieldError, Invalid, RGridError
-from functions.grammar import OUTCOMES
+from functions.grammar import JOB_EVENTS
 from functions.ids import JobId
 from functions.quantities import parse_duration
 from functions.queue_spec import LONGEST_HEAD_START
@@ -72,9 +72,9 @@ def _cancel_after(text: str) -> str:
 
 
 def _events(text: str) -> str:
-    unknown = [event for event in split_events(text) if event not in OUTCOMES]
+    unknown = [event for event in split_events(text) if event not in JOB_EVENTS]
     if unknown or not text.strip():
-        raise ValueError(f"takes a list of {', '.join(OUTCOMES)}")
+        raise ValueError(f"takes a list of {', '.join(JOB_EVENTS)}")
     return text
 
 
@@ -97,9 +97,11 @@ class JobHeaders(BaseModel):
     idempotency_key: IdempotencyKey | None = Field(
         None, alias="Idempotency-Key", description="The same key and body within 24 hours: the same job."
     )
-    callback_url: str | None = Field(None, alias="X-Callback-Url", description="Told of the outcome.")
+    callback_url: str | None = Field(
+        None, alias="X-Callback-Url", description="Told of the outcome, or of what `X-Callback-Events` names."
+    )
     callback_events: Annotated[str, AfterValidator(_events)] | None = Field(
-        None, alias="X-Callback-Events", description="Outcomes that it is told of, with commas between them."
+        None, alias="X-Callback-Events", description="Events that it is told of, with commas between them."
     )
     delay: Annotated[str, AfterValidator(_delay)] | None = Field(
         None, alias="RGrid-Delay", description="Start no sooner than in this time, for instance `10m`."
@@ -164,7 +166,7 @@ def read_asked(request: Request, headers: JobHeaders) -> Invocation:
     """What the headers ask for, without params; raises ``Invalid`` for what cannot be had."""
     _refuse_later(request)
     if headers.callback_url is not None:
-        _check_callback(headers.callback_url, services(request).egress)
+        _check_callback(headers.callback_url, services(request).callback_egress)
     elif headers.callback_events is not None:
         fault = FieldError("/header/X-Callback-Events", "goes with an X-Callback-Url")
         raise Invalid("there is nobody to tell of these events", errors=[fault])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from typing import Literal
 from uuid import UUID
@@ -40,7 +40,7 @@ from nodes.protocol import (
     LeaseVerdict,
     ReleaseRequest,
 )
-from scheduler import jobs, leasing
+from scheduler import jobs, leasing, live_events
 from scheduler.gates import GateId
 from scheduler.jobs import Report
 from scheduler.leasing import Claimed
@@ -116,6 +116,9 @@ async def _look(opened: Services, node: NodeId, free_slots: int, left: asyncio.F
                     node_slots=standing.slots,
                     lease=timedelta(seconds=opened.settings.lease_s),
                 )
+                told = await _announced(conn, live_events.tell_started(conn, opened.links, claimed))
+            if told:
+                opened.wakeups.hint(Topic.DELIVERY)
             offers = [await _offer(opened, conn, node, each) for each in claimed]
         if left.done():
             raise ClientDisconnect
@@ -179,14 +182,21 @@ async def heartbeat(request: Request) -> Response:
     held = {each.job_id: lease for each in body.leases if (lease := _lease(each.job_id, each.token)) is not None}
     if len({each.job_id for each in body.leases}) < len(body.leases):
         raise Invalid("a job stands twice", errors=[FieldError("/leases", "each job once")])
-    settings = opened.settings
+    settings, heard = opened.settings, set[JobId]()
     async with opened.hot_pool.acquire() as conn:
         kept = await leasing.heartbeat(
             conn,
             node.node_id,
             [_renewal(each, *held[each.job_id]) for each in body.leases if each.job_id in held],
             lease=timedelta(seconds=settings.lease_s),
+            heard=heard,
         )
+        told = False
+        if heard:
+            async with conn.transaction():
+                told = await _announced(conn, live_events.tell_progress(conn, opened.links, heard))
+    if told:
+        opened.wakeups.hint(Topic.DELIVERY)
     verdicts = [LeaseVerdict(job_id=each.job_id, verdict=_verdict(kept, held.get(each.job_id))) for each in body.leases]
     return wire(
         HeartbeatAnswer(
@@ -196,6 +206,18 @@ async def heartbeat(request: Request) -> Response:
             lease_s=settings.lease_s,
         )
     )
+
+
+async def _announced(conn: Connection, telling: Awaitable[bool]) -> bool:
+    """Whether there is anything to be sent. What goes wrong with that must not keep jobs from their nodes."""
+    try:
+        async with conn.transaction():
+            return await telling
+    except Exception as error:
+        if isinstance(kind_of(error), Unavailable):
+            raise
+        log.exception("events of jobs not written")
+        return False
 
 
 def _renewal(each: HeldLease, job: JobId, token: UUID) -> tuple[JobId, UUID, float | None, dict[str, int]]:

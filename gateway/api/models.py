@@ -292,6 +292,142 @@ class UploadView(View):
     parts: list[PartUpload] | None
 
 
+class HookAnswer(View):
+    """The job that the sender's first delivery of this id made."""
+
+    id: str
+
+
+class HandshakeAnswer(BaseModel):
+    """What a sender that asks before it sends wants to hear: its `challenge`, or the `type` of a ping."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class WebhookRateView(View):
+    limit: int
+    per: str
+
+
+class WebhookView(View):
+    """A webhook. ``secret`` names project secrets; ``origin`` says who takes it away: an apply, or a call."""
+
+    id: str
+    function: str
+    name: str
+    url: str
+    origin: Literal["manifest", "api"]
+    enabled: bool
+    verify: str
+    secret: list[str]
+    header: str | None
+    algorithm: str | None
+    encoding: str | None
+    prefix: str | None
+    filter: dict[str, list[Any]]
+    params: dict[str, Any] | None
+    dedupe: str | None
+    rate: WebhookRateView | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class WebhookList(View):
+    data: list[WebhookView]
+    next_cursor: str | None
+
+
+Verdict = Literal["accepted", "repeated", "filtered", "answered", "refused", "invalid", "rejected"]
+
+
+class ReceiptSummary(View):
+    """A request that came in. ``delivery`` is the sender's id of it, ``job`` what it made or had made."""
+
+    id: str
+    webhook: str
+    verdict: Verdict
+    reason: str | None
+    job: str | None
+    delivery: str | None
+    replay_of: str | None
+    size: int
+    at: datetime
+
+
+class ReceiptList(View):
+    data: list[ReceiptSummary]
+    next_cursor: str | None
+
+
+class ReceiptView(ReceiptSummary):
+    """``headers`` in the order in which they came, without secrets. ``body`` is its text, or ``body_base64`` of bytes
+    that are none; both null: it was not kept. ``truncated``: only its beginning was."""
+
+    headers: list[list[str]]
+    query: str
+    body: str | None
+    body_base64: str | None
+    truncated: bool
+
+
+RunState = Literal["submitted", "skipped", "missed", "failed"]
+
+
+class LastRun(View):
+    planned_at: datetime
+    state: RunState
+    job: str | None
+
+
+class ScheduleView(View):
+    """A schedule, as its manifest has it. ``next_runs`` are the next five times; none while it is paused. ``origin``
+    says who takes it away: an apply, or a call."""
+
+    id: str
+    function: str
+    name: str
+    origin: Literal["manifest", "api"]
+    cron: str
+    timezone: str
+    params: dict[str, Any]
+    overlap: Literal["skip", "allow", "replace"]
+    catchUp: Literal["none", "one", "all"]
+    jitter: str
+    paused: bool
+    next_runs: list[datetime]
+    last_run: LastRun | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class ScheduleList(View):
+    data: list[ScheduleView]
+    next_cursor: str | None
+
+
+class RunError(View):
+    code: str
+    message: str
+
+
+class RunView(View):
+    """What came of a planned time. A ``missed`` one may stand for ``count`` times (null: too many to count), the last
+    of them ``until``. ``manual``: somebody asked for it, at that moment."""
+
+    planned_at: datetime
+    state: RunState
+    manual: bool
+    job: str | None
+    error: RunError | None
+    until: datetime | None
+    count: int | None
+
+
+class RunList(View):
+    data: list[RunView]
+    next_cursor: str | None
+
+
 class NodeView(View):
     id: str
     name: str
@@ -317,44 +453,3 @@ class JoinTokenView(View):
     id: str
     join_token: str
     expires_at: datetime
-
-
-class CallbackSecret(View):
-    """``secret`` is a Standard Webhooks key (``whsec_…``) for any of their libraries."""
-
-    secret: str
-
-
-class DeliveryAttempt(View):
-    """``status`` is the receiver's answer; without one, ``error`` says why. ``response`` is how its body begins."""
-
-    attempt: int
-    at: datetime
-    status: int | None
-    duration_ms: int
-    error: str | None
-    response: str | None
-
-
-class DeliveryView(View):
-    """``id`` is the ``webhook-id`` of every attempt; ``next_at`` is when a pending one is tried next."""
-
-    id: str
-    job: str | None
-    batch: str | None
-    type: str
-    url: str
-    state: Literal["pending", "delivered", "exhausted"]
-    created_at: datetime
-    next_at: datetime | None
-    attempts: list[DeliveryAttempt]
-
-
-class DeliveryList(View):
-    data: list[DeliveryView]
-    next_cursor: str | None
-
-
-class Redelivered(View):
-    id: str
-    state: Literal["pending"]

@@ -89,7 +89,9 @@ async def run(request: Request) -> Response:
 def _parse(opened: Services, spec: dict[str, Any]) -> Manifest:
     document = {"apiVersion": "rgrid/v1", "kind": "Function", "metadata": {"name": "job"}, "spec": spec}
     text = json.dumps(document).encode()
-    manifest = parse_manifest(text, yaml=False, policy=opened.egress, runtimes=opened.settings.runtimes)
+    manifest = parse_manifest(
+        text, yaml=False, policy=opened.egress, callbacks=opened.callback_egress, runtimes=opened.settings.runtimes
+    )
     queue = manifest.spec.queue
     if queue is not None:
         limits = [key for key in ("concurrency", "rate") if getattr(queue, key) is not None]

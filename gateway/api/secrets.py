@@ -39,7 +39,7 @@ class SecretRequest(BaseModel):
 
 
 class SecretView(View):
-    """``used_by``: the functions whose current version names it."""
+    """``used_by``: functions that name it, in triggers and callbacks too; and ids of callbacks of the project."""
 
     name: str
     used_by: list[str]

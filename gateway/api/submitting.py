@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from functions import ids, uploads
 from functions.errors import Invalid, RGridError
-from functions.ids import JobId
+from functions.ids import JobId, ProjectId
 from functions.versions import Version
 from gateway.prefer import Preference
 from gateway.routes import caller, gone, services
@@ -32,7 +32,7 @@ async def submit(request: Request, new: NewJob, version: Version, preference: Pr
     if answer.created_at is None:
         return await replay(request, answer.job_id, preference)
     # Nothing can be in the row that is not known here, so that it need not be read.
-    return await _answer(request, new_record(new, version, answer.created_at), preference, {})
+    return await answer_with(request, new_record(new, version, answer.created_at), preference, {})
 
 
 async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
@@ -53,26 +53,30 @@ async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
 
 async def replay(request: Request, job: JobId, preference: Preference) -> Response:
     """The answer to a request that had made this job before."""
-    record, who = await _read(request, job), caller(request)
+    who = caller(request)
+    record = await _read(request, who.project_id, job)
     if who.only_own and record.row["key_id"] != who.key_id:
         # Whoever guesses the key of somebody else's request must not be shown that one's job.
         raise Invalid(
             "this Idempotency-Key was used by somebody else in the last 24 hours: send a new key",
             code="idempotency_key_reused",
         )
-    return await _answer(request, record, preference, {"Idempotent-Replayed": "true"})
+    return await answer_with(request, record, preference, {"Idempotent-Replayed": "true"})
 
 
-async def _answer(request: Request, record: JobRecord, preference: Preference, headers: dict[str, str]) -> Response:
+async def answer_with(
+    request: Request, record: JobRecord, preference: Preference, headers: dict[str, str], *, unfinished: int = 202
+) -> Response:
+    """200 with the job if it has ended, or does while the caller waits; else ``unfinished``."""
     headers["Location"] = f"/v1/jobs/{ids.encode(ids.JOB, record.id)}"
     if preference.applied is not None:
         headers["Preference-Applied"] = preference.applied
     if preference.wait_s is not None:
         if not record.finished and await ended(request, record.id, preference.wait_s):
-            record = await _read(request, record.id)
+            record = await _read(request, record.row["project_id"], record.id)
         if record.finished:
             return JSONResponse(job_view(request, record), headers=headers)
-    return JSONResponse(job_view(request, record), 202, headers | {"Retry-After": str(_pause_s(record))})
+    return JSONResponse(job_view(request, record), unfinished, headers | {"Retry-After": str(_pause_s(record))})
 
 
 def _pause_s(record: JobRecord) -> int:
@@ -105,7 +109,7 @@ def job_view(request: Request, record: JobRecord) -> dict[str, Any]:
     return job_object(record, services(request).links)
 
 
-async def _read(request: Request, job: JobId) -> JobRecord:
+async def _read(request: Request, project: ProjectId, job: JobId) -> JobRecord:
     async with services(request).pool.acquire() as conn:
-        (record,) = await read_jobs(conn, caller(request).project_id, [job])
+        (record,) = await read_jobs(conn, project, [job])
     return record

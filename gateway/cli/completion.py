@@ -32,6 +32,14 @@ def jobs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def schedules(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (name, f"{found.get('cron')} {found.get('timezone')}")
+        for found in _listed(ctx, "/v1/schedules")
+        if (name := f"{found.get('function')}/{found.get('name')}").startswith(incomplete)
+    ]
+
+
 def _listed(ctx: typer.Context, path: str) -> Iterator[dict[str, Any]]:
     """The newest entries; none on any trouble, since a shell has no place for an error."""
     from gateway.cli.client import Api

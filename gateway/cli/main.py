@@ -35,8 +35,11 @@ from gateway.cli import (
     processes,
     quote,
     repro,
+    schedules,
     schema,
     secrets,
+    webhook,
+    webhooks,
 )
 from gateway.cli.failures import Failed, PipeClosed, in_one_line, problem_line
 from gateway.cli.options import Key, Project, Url
@@ -81,7 +84,7 @@ def root(
 # In the order that --help lists them.
 for _module in (
     processes, demo, doctor,
-    new, deploy, apply, schema, functions, secrets, invoke, oneoff, batch, quote,
+    new, deploy, apply, schema, functions, webhooks, webhook, schedules, secrets, invoke, oneoff, batch, quote,
     jobs, logs, files, repro, callbacks, deliveries, nodes, contexts,
 ):  # fmt: skip
     _module.register(app)

@@ -30,6 +30,9 @@ STYLES = {
     "ready": "green",
     "draining": "yellow",
     "silent": "red",
+    "skipped": "yellow",
+    "missed": "red",
+    "paused": "yellow",
 }
 """Colours of the states that tables show."""
 
@@ -123,6 +126,12 @@ def log_text(line: str, stream: TextIO) -> str:
 def age(text: str | None) -> str:
     """How long ago an RFC 3339 time was, as people say it."""
     return "" if text is None else f"{span(datetime.now(UTC) - moment(text))} ago"
+
+
+def ahead(text: str) -> str:
+    """How soon an RFC 3339 time is, as people say it."""
+    left = moment(text) - datetime.now(UTC)
+    return f"in {span(left)}" if left > timedelta(0) else "now"
 
 
 def moment(text: str) -> datetime:

@@ -103,7 +103,7 @@ def _object(data: str) -> dict[str, Any]:
     from functions.documents import load_json
 
     try:
-        value = load_json(_content(data))
+        value = load_json(content(data))
     except RGridError as error:
         raise typer.BadParameter(error.message, param_hint="--data") from None
     if not isinstance(value, dict):
@@ -111,22 +111,23 @@ def _object(data: str) -> dict[str, Any]:
     return value
 
 
-def _content(data: str) -> bytes:
+def content(data: str) -> bytes:
+    """What an option gives: its text, or what ``@file`` or ``-`` has."""
     if data != "-" and not data.startswith("@"):
         return data.encode("utf-8", "surrogateescape")
     try:
         if data == "-":
-            content = sys.stdin.buffer.read(LARGEST + 1)
+            found = sys.stdin.buffer.read(LARGEST + 1)
         else:
             with Path(data[1:]).open("rb") as opened:
-                content = opened.read(LARGEST + 1)
+                found = opened.read(LARGEST + 1)
     except OSError as error:
         raise typer.BadParameter(f"{data}: {error.strerror}", param_hint="--data") from None
     except ValueError:  # a NUL in the name
         raise typer.BadParameter(f"{data!r} is not a file's name", param_hint="--data") from None
-    if len(content) > LARGEST:
+    if len(found) > LARGEST:
         raise typer.BadParameter(f"{data}: larger than {LARGEST} bytes", param_hint="--data")
-    return content
+    return found
 
 
 def _bad(message: str, option: str) -> typer.BadParameter:

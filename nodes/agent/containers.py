@@ -256,7 +256,7 @@ class Engine:
             return Exited(code=int(state["ExitCode"]), oom_killed=await self._was_oom_killed(container_id, state))
 
     async def _was_oom_killed(self, container_id: str, state: Mapping[str, Any]) -> bool:
-        if state["OOMKilled"] or state["ExitCode"] != SIGKILLED:
+        if state["OOMKilled"] or state["ExitCode"] == 0:  # which has ended well, whatever befell a child
             return bool(state["OOMKilled"])
         return await asyncio.to_thread(kernel_log.oom_killed, container_id)
 

@@ -11,16 +11,16 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.bench import ingress, lists, noop, queue
+from tests.bench import deliveries, ingress, lists, noop, queue, schedules, webhooks
 from tests.bench.rounds import Measured, machine, table
 from tests.postgres import start_postgres
 from tests.s3 import S3Server
 
-PARTS = ("noop", "ingress", "queue", "lists")
+PARTS = ("noop", "ingress", "webhooks", "queue", "schedules", "deliveries", "lists")
 
 
 async def run(parts: list[str], folder: Path) -> list[Measured]:
-    for name in ("postgres", "s3", "noop", "ingress"):
+    for name in ("postgres", "s3", "noop", "ingress", "webhooks", "deliveries"):
         (folder / name).mkdir()
     folder.chmod(0o755)  # PostgreSQL runs as a user of its own
     postgres = start_postgres(folder / "postgres", "18", durable=True)
@@ -33,6 +33,12 @@ async def run(parts: list[str], folder: Path) -> list[Measured]:
                 found = await noop.measure(folder / "noop", postgres, s3)
             elif part == "ingress":
                 found = await ingress.measure(folder / "ingress", postgres, s3)
+            elif part == "webhooks":
+                found = await webhooks.measure(folder / "webhooks", postgres, s3)
+            elif part == "schedules":
+                found = [await schedules.measure(postgres)]
+            elif part == "deliveries":
+                found = await deliveries.measure(folder / "deliveries", postgres, s3)
             elif part == "lists":
                 found = await lists.measure(postgres, s3)
             else:

@@ -156,6 +156,14 @@ def test_what_is_no_url_of_the_web_is_refused(url: str) -> None:
             check_url(url, policy)
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("mark", ["#", "?", "/", "#?/", "?#"])
+def test_the_host_ends_where_path_query_or_fragment_begins(scheme: str, mark: str) -> None:
+    with pytest.raises(EgressRefused):
+        check_url(f"{scheme}://127.0.0.1{mark}@example.com/", PUBLIC)
+    assert check_url(f"https://example.com{mark}@127.0.0.1/", PUBLIC).host == "example.com"
+
+
 @pytest.mark.parametrize(
     "port", [0, 1, 21, 22, 25, 465, 587, 2375, 5432, 6379, 9000, 10250, 65535, 65536, 99999]
 )

@@ -47,23 +47,15 @@ spec:
     network: false
     user: 65532
   retry: {attempts: 3, on: [error, timeout, oom], backoff: {initial: 5s, factor: 2, max: 5m}}
+  triggers:
+    webhooks:
+      - {name: github, verify: github, secret: GITHUB_WEBHOOK_SECRET, filter: {header.x-github-event: [push]}, params: {ref: "{{ body.ref }}"}}
+    schedules:
+      - {name: nightly, cron: "0 3 * * *", timezone: Europe/Berlin, params: {}, overlap: skip, catchUp: one, jitter: 30s}
   callbacks:
-    - {url: https://example.com/hook, events: [job.succeeded, job.failed]}
+    - {url: https://example.com/hook, events: [job.succeeded, job.failed], secret: CALLBACK_SECRET}
     - {function: publish, events: [job.succeeded], params: {image: "{{ outputs.thumbnail.uri }}"}}
   retention: {jobs: 30d, artifacts: 7d, logs: 7d}
-"""
-
-LATER = b"""
-apiVersion: rgrid/v1
-kind: Function
-metadata: {name: thumbnail}
-spec:
-  job:
-    image: tool:1
-    env: {REF: "{{ body.ref }}"}
-  triggers: {webhooks: [], schedules: []}
-  callbacks:
-    - {url: https://example.com/hook, events: [job.started, job.failed], secret: CALLBACK_SECRET}
 """
 
 
@@ -146,23 +138,75 @@ def test_manifests_that_mean_the_same_are_normalised_to_the_same() -> None:
     assert parsed(written).normalised() == parsed(SMALL).normalised()
 
 
+def test_a_callback_that_names_one_secret_reads_as_it_was_written() -> None:
+    for secret in ("NEW", ["NEW", "OLD"]):
+        read = parsed(changed("spec.callbacks", [{"url": "https://example.com/", "secret": secret}]))
+        assert read.normalised()["spec"]["callbacks"][0]["secret"] == secret
+    one = parsed(changed("spec.callbacks", [{"url": "https://example.com/", "secret": ["NEW"]}]))
+    assert one.normalised()["spec"]["callbacks"][0]["secret"] == "NEW"
+
+
+def test_a_schedule_is_read_and_written_out_with_its_defaults() -> None:
+    small = {"name": "nightly", "cron": "0 3 * * *"}
+    read = parsed(changed("spec.triggers.schedules", [small]))
+    written = {"timezone": "UTC", "params": {}, "overlap": "skip", "catchUp": "one", "jitter": "0s"}
+    assert read.normalised()["spec"]["triggers"] == {"webhooks": [], "schedules": [small | written]}
+    params = {"at": "{{ schedule.time }}", "none": None, "list": [1, None]}
+    full = small | {"timezone": "Asia/Tokyo", "params": params, "overlap": "replace", "catchUp": "all", "jitter": "1m30s"}
+    read = parsed(changed("spec.triggers.schedules", [full]))
+    assert read.normalised()["spec"]["triggers"]["schedules"] == [full]
+    assert stored_manifest(read.stored()) == read
+    assert parsed(changed("spec.triggers", {"schedules": []})).normalised() == parsed(SMALL).normalised()
+
+
+@pytest.mark.parametrize(
+    ("schedules", "pointer", "words"),
+    [
+        ([{"name": "a", "cron": "0 0 30 2 *"}], "/0/cron", "never fires"),
+        ([{"name": "a", "cron": "* * * * * *"}], "/0/cron", "no seconds"),
+        ([{"name": "a", "cron": "@daily", "timezone": "CEST"}], "/0/timezone", "no time zone"),
+        ([{"name": "a", "cron": "@daily", "overlap": "queue"}], "/0/overlap", "'skip', 'allow' or 'replace'"),
+        ([{"name": "a", "cron": "@daily", "catchUp": "two"}], "/0/catchUp", "'none', 'one' or 'all'"),
+        ([{"name": "a", "cron": "@daily", "catchup": "one"}], "/0/catchup", "did you mean"),
+        ([{"name": "a", "cron": "@daily", "jitter": "25h"}], "/0/jitter", "between 0s and 1d"),
+        ([{"name": "a", "cron": "@daily", "params": {"a": {"b": "{{ body.x }}"}}}], "/0/params/a/b", "of a webhook"),
+        ([{"name": "a", "cron": "@daily", "params": {"a": "{{ schedule.day }}"}}], "/0/params/a", "schedule.time"),
+        ([{"name": "a", "cron": "@daily", "params": {"a": "x" * 70_000}}], "/0/params", "64 KiB"),
+        ([{"name": "a", "cron": "@daily"}, {"name": "a", "cron": "@weekly"}], "/1/name", "stands twice"),
+        ([{"name": "A", "cron": "@daily"}], "/0/name", "lower-case"),
+        ([{"cron": "@daily"}], "/0/name", "is required"),
+        ([{"name": "a"}], "/0/cron", "is required"),
+        ([{"name": f"s{n}", "cron": "@daily"} for n in range(21)], "", "20 is the most"),
+    ],
+)
+def test_a_schedule_that_can_never_work_is_refused(schedules: list[Any], pointer: str, words: str) -> None:
+    error = refused(changed("spec.triggers.schedules", schedules))
+    assert [one.pointer for one in error.errors] == ["/spec/triggers/schedules" + pointer]
+    assert words in error.errors[0].message
+
+
+def test_params_of_a_schedule_that_the_function_never_takes_are_refused() -> None:
+    schema = {"required": ["a", "b"], "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+    document = changed("spec.params", schema | {"properties": schema["properties"] | {"b": {"type": "object"}}})
+    for params, faults in (
+        ({"a": "{{ schedule.time }}"}, ["/params/a"]),
+        ({"a": 1, "b": {}, "c": 1}, ["/params/c"]),
+        ({"b": 1, "a": "x"}, ["/params/a", "/params/b"]),
+        ({"a": 1}, []),  # what is missing may be given a default before the time comes
+        ({}, []),
+    ):
+        document["spec"]["triggers"] = {"schedules": [{"name": "s", "cron": "@daily", "params": params}]}
+        if not faults:
+            parsed(document)
+        else:
+            pointers = [one.pointer for one in refused(document).errors]
+            assert sorted(pointers) == ["/spec/triggers/schedules/0" + fault for fault in faults]
+
+
 def test_null_in_a_schema_is_kept() -> None:
     schema = {"properties": {"a": {"default": None}, "b": {"enum": [None, 1]}}}
     read = parsed(changed("spec.params", schema))
     assert stored_manifest(read.normalised()).spec.params == schema
-
-
-def test_keys_of_later_releases_are_known_and_refused() -> None:
-    with pytest.raises(Invalid) as caught:
-        parse_manifest(LATER, yaml=True, policy=POLICY)
-    assert caught.value.code == "not_supported_yet"
-    assert {error.pointer for error in caught.value.errors} == {
-        "/spec/job/env/REF",
-        "/spec/triggers",
-        "/spec/callbacks/0/secret",
-        "/spec/callbacks/0/events/0",
-    }
-    assert all("not supported yet" in error.message for error in caught.value.errors)
 
 
 def test_several_faults_are_told_together() -> None:
@@ -185,7 +229,7 @@ def test_several_faults_are_told_together() -> None:
 
 
 def test_faults_with_nothing_in_common_have_the_general_code() -> None:
-    document = changed("spec.triggers", {})
+    document = changed("spec.job.env", {"A": "{{ body.x }}"})
     document["spec"]["job"]["user"] = 0
     assert refused(document).code == "manifest_invalid"
 
@@ -380,6 +424,15 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("spec.retry.backoff.factor", "2", "", "a number"),
     ("spec.retry.backoff.factor", True, "", "a number"),
     ("spec.retry.backoff.max", "1s", "", "not be shorter than initial"),
+    (CALLBACKS, [{"url": "https://example.com", "secret": ""}], "/0/secret", "named as a variable"),
+    (CALLBACKS, [{"url": "https://example.com", "secret": "whsec_YQ=="}], "/0/secret", "named as a variable"),
+    (CALLBACKS, [{"url": "https://example.com", "secret": []}], "/0/secret", "must name a secret"),
+    (CALLBACKS, [{"url": "https://example.com", "secret": ["A", "A"]}], "/0/secret/1", "stands twice"),
+    (CALLBACKS, [{"url": "https://example.com", "secret": ["A", 7]}], "/0/secret/1", "name of a secret"),
+    (CALLBACKS, [{"url": "https://example.com", "secret": ["A", "B", "C"]}], "/0/secret", "the old one and the new"),
+    (CALLBACKS, [{"function": "next", "secret": "A"}], "/0/secret", "belongs to url"),
+    (CALLBACKS, [{"url": "https://example.com", "events": ["callback.disabled"]}], "/0/events/0", "must be one of"),
+    (CALLBACKS, [{"function": "next", "events": ["job.started"]}], "/0/events/0", "is called for"),
     (CALLBACKS, {}, "", "must be a list"),
     (CALLBACKS, [{}], "/0/url", "is required"),
     (CALLBACKS, [{"url": HOOK}] * 11, "", "10"),

@@ -168,6 +168,10 @@ class OneOfEach:
     node: str
     node_credential: str
     batch: str = f"bat_{'0' * 32}"
+    schedule: str = f"sch_{'0' * 32}"
+    callback: str = f"cb_{'0' * 32}"
+    webhook: str = f"whk_{'0' * 32}"
+    receipt: str = f"rcp_{'0' * 32}"
 
     def of(self, path: str) -> dict[str, str]:
         """Values for the parameters of a path of the table; ``KeyError`` for one that is new to this."""
@@ -179,13 +183,19 @@ class OneOfEach:
             return {}
         if path.startswith("/f/"):
             return {"project": "default", "function": self.function} | ({"id": self.job} if "{id}" in path else {})
+        if path.startswith("/hooks/"):
+            return {"project": "default", "function": self.function, "webhook": "in"}
+        if path.startswith("/v1/webhooks/"):
+            return {"id": self.webhook} | ({"receipt": self.receipt} if "{receipt}" in path else {})
+        if path.startswith("/callback-keys/"):
+            return {"project": "default"}
         resource = path.split("/")[2]
         if resource == "functions":
             return {"name": self.function}
         if resource == "secrets":
             return {"name": SECRET}
         ids = {"jobs": self.job, "artifacts": self.artifact, "deliveries": self.delivery, "nodes": self.node,
-               "batches": self.batch}  # fmt: skip
+               "batches": self.batch, "schedules": self.schedule, "callbacks": self.callback}  # fmt: skip
         return {"id": ids[resource]}
 
 
@@ -208,7 +218,18 @@ async def make_one_of_each(services: Services, api: httpx.AsyncClient) -> OneOfE
     assert (await api.post("/v1/secrets", json={"name": SECRET, "value": "hunter22"})).status_code == 201
     batch = await api.post("/v1/functions/thumbnail/batch", json=[{"video": "v"}], headers={"RGrid-Delay": "1h"})
     assert batch.status_code == 202, batch.text
+    wish = {"function": "thumbnail", "name": "nightly", "cron": "0 3 * * *", "params": {"video": "v"}}
+    schedule = await api.post("/v1/schedules", json=wish)
+    assert schedule.status_code == 201, schedule.text
+    callback = await api.post("/v1/callbacks", json={"url": "https://example.com/all", "events": ["schedule.missed"]})
+    assert callback.status_code == 201, callback.text
+    hook = {"function": "thumbnail", "name": "in", "verify": "none", "params": {"video": "{{ body.video }}"}}
+    webhook = await api.post("/v1/webhooks", json=hook)
+    assert webhook.status_code == 201, webhook.text
+    called = await api.post("/hooks/default/thumbnail/in", json={"video": "v"})
+    assert called.status_code == 202, called.text
     return OneOfEach(
         "thumbnail", job["id"], ids.encode(ids.ARTIFACT, artifact.id), artifact.link_token, delivery["id"],
-        ids.encode(ids.NODE, node), credential,
+        ids.encode(ids.NODE, node), credential, schedule=schedule.json()["id"], callback=callback.json()["id"],
+        webhook=webhook.json()["id"], receipt=called.json()["trigger"]["receipt"],
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.api.models import BatchView, JobList
 from gateway.services import Services
-from scheduler import batches, deliveries
+from scheduler import batches, delivery_log
 from tests.gateway.making import claim, finish, key_client, make_function, make_node, project_client
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -262,7 +262,7 @@ async def test_its_end_is_told_once_however_the_last_jobs_end(api: httpx.AsyncCl
     async with services.pool.acquire() as conn:
         rows = await conn.fetch("SELECT url FROM deliveries WHERE type = 'batch.completed' ORDER BY url")
         project = await conn.fetchval("SELECT project_id FROM batches")
-        listed = await deliveries.list_deliveries(conn, project, limit=10)
+        listed = await delivery_log.list_deliveries(conn, project, limit=10)
     assert [row["url"] for row in rows] == ["https://example.com/all", "https://example.com/mine"]
     assert len(listed) == 2
     shown = (await api.get("/v1/deliveries")).json()["data"]

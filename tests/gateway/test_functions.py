@@ -122,7 +122,7 @@ async def test_twenty_applies_at_once_make_one_version_each_spec(api: httpx.Asyn
         ("other", {}, 422, "invalid", "/metadata/name"),
         ("Other", {}, 422, "invalid", "/metadata/name"),
         ("thumbnail", {"unknown": 1}, 422, "manifest_invalid", "/spec/unknown"),
-        ("thumbnail", {"triggers": {}}, 422, "not_supported_yet", "/spec/triggers"),
+        ("thumbnail", {"triggers": {"cron": []}}, 422, "manifest_invalid", "/spec/triggers/cron"),
         ("thumbnail", LARGE, 422, "too_large_for_any_node", "/spec/job/resources/cpu"),
         ("thumbnail", {"callbacks": [{"url": "http://127.0.0.1/"}]}, 422, "url_refused", "/spec/callbacks/0/url"),
     ],

@@ -15,7 +15,8 @@ from gateway.services import Services
 from tests.gateway.conftest import client_of
 from tests.gateway.making import OneOfEach, make_one_of_each, manifest, project_client
 
-BODIES = {"rollback": {"version": 1}, "invoke": {"video": "v"}, "batch": [{"video": "v"}]}
+BODIES = {"rollback": {"version": 1}, "invoke": {"video": "v"}, "batch": [{"video": "v"}],
+          "recover": {"since": "2026-01-01T00:00:00Z"}}  # fmt: skip
 OWN_NAME = {("PUT", "/v1/functions/{name}")}
 """Calls that make something of the caller's own, under a name that somebody else may use, too."""
 

@@ -116,7 +116,7 @@ async def test_a_dry_run_makes_nothing(api: httpx.AsyncClient, services: Service
         ({"job": {"image": "a", "command": ["a", "{{ params.x }}"]}}, "template_invalid", "/job/command/1"),
         ({"job": {"image": "a", "resources": {"cpu": 64}}}, "too_large_for_any_node", "/job/resources/cpu"),
         ({"job": {"image": "a"}, "queue": {"concurrency": {"limit": 1}}}, "manifest_invalid", "/queue/concurrency"),
-        ({"job": {"image": "a", "secrets": ["NONE"]}}, "secret_missing", "/job/secrets"),
+        ({"job": {"image": "a", "secrets": ["NEVER_SET_ANYWHERE"]}}, "secret_missing", "/job/secrets"),
         (
             {"job": {"image": "a", "files": {"inputs": [{"path": "/in/a", "url": "{{ params.u }}"}]}},
              "params": {"u": "https://127.0.0.1/"}}, "url_refused", "/params/u",

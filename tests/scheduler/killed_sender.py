@@ -7,6 +7,7 @@ import sys
 
 from functions.sealing import Sealer
 from gateway.database import open_pool
+from scheduler.attempts import Direct
 from scheduler.sending import Sender
 from tests.scheduler.factories import LOOPBACK
 from tests.scheduler.links import NoLinks
@@ -14,7 +15,7 @@ from tests.scheduler.links import NoLinks
 
 async def main(database: str, key: str) -> None:
     pool = await open_pool(database, max_size=2)
-    sender = Sender(pool, LOOPBACK, Sealer(key), NoLinks())
+    sender = Sender(pool, Direct(LOOPBACK), Sealer(key), NoLinks())
     await sender.deliver_once()
     await sender.idle()
 

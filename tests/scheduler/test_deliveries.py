@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,10 +12,11 @@ from functions import ids
 from functions.db import Connection, Pool
 from functions.errors import NotFound
 from functions.ids import JobId, MessageId, ProjectId
-from scheduler import deliveries
+from scheduler import deliveries, delivery_log
+from scheduler.attempts import next_state, retry_after
 from scheduler.callbacks import body_of, endpoints_of, event_of
-from scheduler.deliveries import Exchanged, Waiting, next_state
-from scheduler.sending import retry_after
+from scheduler.deliveries import Exchanged, Waiting
+from scheduler.delivery_log import Filters
 from tests.scheduler.factories import make_project
 
 HOURS = 3600.0
@@ -44,7 +46,7 @@ def test_any_2xx_is_a_delivery(status: int) -> None:
     assert after(1, status=status) == "delivered"
 
 
-@pytest.mark.parametrize("status", [199, 300, 301, 304, 400, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [199, 300, 301, 304, 400, 404, 500, 503])
 def test_everything_else_is_tried_again(status: int) -> None:
     assert after(1, status=status) == 5
 
@@ -62,6 +64,27 @@ def test_steps_are_spread_by_a_fifth_each_way() -> None:
 )
 def test_retry_after_is_honoured_from_one_step_to_two(asked: float | None, wait: float) -> None:
     assert after(2, status=503, retry_after_s=asked) == wait
+
+
+def test_who_is_too_slow_or_says_that_it_is_too_much_is_left_alone_for_a_minute() -> None:
+    for exchanged in (Exchanged(1, status=429), Exchanged(15_000, timed_out=True)):
+        for jitter in (0, 0.5, 0.99):
+            assert next_state(1, exchanged, jitter) == ("pending", timedelta(seconds=60))
+        assert next_state(2, exchanged, 0.5) == ("pending", timedelta(minutes=5))
+    assert after(1, status=429, retry_after_s=7) == 60
+    assert after(1, status=429, retry_after_s=1e9) == 120
+
+
+def test_a_message_that_its_receiver_does_not_want_again_ends_unless_it_was_taken() -> None:
+    assert next_state(1, Exchanged(1, status=400, unwanted=True), 0.5)[0] == "exhausted"
+    assert next_state(1, Exchanged(1, status=204), 0.5)[0] == "delivered"
+
+
+def test_the_whole_schedule_is_within_a_fifth_of_what_is_documented() -> None:
+    steps = (5, 300, 1800, 2 * HOURS, 5 * HOURS, 10 * HOURS, 14 * HOURS, 20 * HOURS, 24 * HOURS)
+    for jitter in (0.0, 0.25, 0.5, 0.75, 0.999999):
+        waits = [after(tries, status=None, jitter=jitter) for tries in range(1, 10)]
+        assert all(0.8 * step <= wait <= 1.2 * step for step, wait in zip(steps, waits, strict=True))  # type: ignore[operator]
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -130,6 +153,48 @@ async def test_a_walk_sees_each_endpoint_once_however_much_it_is_behind(conn: Co
     assert await deliveries.endpoints_waiting(conn, (two, "https://a"), limit=10) == []
 
 
+async def test_a_walk_passes_by_a_project_that_has_no_room(conn: Connection) -> None:
+    one, _ = await make_project(conn)
+    two, _ = await make_project(conn)
+    for project in (one, two):
+        for name in "abc":
+            await add(conn, project, f"https://{name}")
+    walked = await deliveries.endpoints_waiting(conn, FIRST, limit=10, full=[one])
+    assert [(each.project_id, each.endpoint) for each in walked] == [
+        (one, "https://a"), *((two, f"https://{name}") for name in "abc"),
+    ]  # fmt: skip
+
+
+async def test_what_was_written_lately_is_found_without_a_walk(conn: Connection) -> None:
+    one, _ = await make_project(conn)
+    two, _ = await make_project(conn)
+    since = datetime.now(UTC) - timedelta(seconds=5)
+    await add(conn, one, "https://a")
+    await add(conn, one, "https://a")
+    await add(conn, one, "https://later", due_in_s=60)
+    tried = await add(conn, one, "https://tried")
+    await conn.execute("UPDATE deliveries SET tries = 1 WHERE id = $1", tried)
+    await add(conn, two, "https://b")
+    assert set(await deliveries.fresh_endpoints(conn, since, limit=9)) == {(one, "https://a"), (two, "https://b")}
+    assert await deliveries.fresh_endpoints(conn, since, limit=9, full=[one]) == [(two, "https://b")]
+    assert await deliveries.fresh_endpoints(conn, since, limit=1) == [(two, "https://b")]
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    assert await deliveries.fresh_endpoints(conn, later, limit=9) == []
+
+
+async def test_an_attempt_that_was_under_way_when_its_delivery_was_given_up_is_recorded(conn: Connection) -> None:
+    project, _ = await make_project(conn)
+    for status, state, ends in ((200, "delivered", "delivered"), (500, "pending", "exhausted")):
+        message = await add(conn, project, "https://a")
+        (claimed,) = await deliveries.claim(conn, [(project, "https://a", 1)], lease=LEASE)
+        await deliveries.give_up(conn, claimed, deliveries.DISABLED)
+        assert await deliveries.record(conn, claimed, Exchanged(5, status=status), state, timedelta(seconds=5))
+        assert not await deliveries.record(conn, claimed, Exchanged(5, status=status), state, timedelta(seconds=5))
+        shown = await delivery_log.read(conn, project, message)
+        assert (shown.state, [each.status for each in shown.attempts]) == (ends, [status])
+        assert shown.ended_reason == (None if ends == "delivered" else deliveries.DISABLED)
+
+
 async def test_a_claim_takes_the_oldest_of_each_endpoint_and_no_more_than_asked(conn: Connection) -> None:
     project, _ = await make_project(conn)
     old = [await add(conn, project, "https://a", due_in_s=-age) for age in range(10, 0, -1)]
@@ -162,7 +227,7 @@ async def test_only_who_still_holds_a_delivery_records_what_came_of_it(conn: Con
     assert slow.id == quick.id == message
     assert await deliveries.record(conn, quick, Exchanged(5, status=200), "delivered", timedelta(0))
     assert not await deliveries.record(conn, slow, Exchanged(5, status=500), "pending", timedelta(seconds=5))
-    (shown,) = await deliveries.list_deliveries(conn, project, limit=10)
+    (shown,) = await delivery_log.list_deliveries(conn, project, limit=10)
     assert (shown.state, [each.status for each in shown.attempts]) == ("delivered", [200])
 
 
@@ -175,7 +240,7 @@ async def test_a_delivery_is_sent_again_on_demand_with_the_whole_schedule_before
         await deliveries.record(conn, claimed, Exchanged(5, status=status), state, timedelta(0))
         assert await deliveries.claim(conn, [(project, "https://a", 1)], lease=LEASE) == []
         await deliveries.redeliver(conn, project, message)
-    (shown,) = await deliveries.list_deliveries(conn, project, limit=10)
+    (shown,) = await delivery_log.list_deliveries(conn, project, limit=10)
     assert [(each.attempt, each.status) for each in shown.attempts] == [(1, 410), (2, 200)]
     assert shown.state == "pending"
     other, _ = await make_project(conn)
@@ -193,14 +258,15 @@ async def test_the_list_is_newest_first_filtered_and_the_projects_own(conn: Conn
     stranger, _ = await make_project(conn)
     await add(conn, stranger, "https://a")
 
-    async def shown(**filters: object) -> list[MessageId]:
-        return [each.id for each in await deliveries.list_deliveries(conn, project, **{"limit": 10, **filters})]  # type: ignore[arg-type]
+    async def shown(limit: int = 10, before: MessageId | None = None, **filters: Any) -> list[MessageId]:
+        rows = await delivery_log.list_deliveries(conn, project, Filters(**filters), limit=limit, before=before)
+        return [each.id for each in rows]
 
     assert await shown() == [other, *reversed(made)]
     assert await shown(limit=2) == [other, made[2]]
     assert await shown(before=made[2]) == [made[1], made[0]]
     assert await shown(job=job, state="pending") == [made[2], made[1]]
     assert await shown(state="exhausted") == [made[0]]
-    found = {each.id: each for each in await deliveries.list_deliveries(conn, project, limit=10)}
+    found = {each.id: each for each in await delivery_log.list_deliveries(conn, project, limit=10)}
     assert found[made[0]].next_at is None
     assert found[other].next_at is not None

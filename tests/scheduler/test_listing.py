@@ -12,7 +12,7 @@ from functions.ids import ProjectId
 from scheduler import listing
 from scheduler.listing import Filters, list_jobs
 from tests.scheduler.factories import make_job, make_node, make_project, make_version
-from tests.scheduler.test_plans import FILL, MANY, Planned
+from tests.scheduler.test_plans import FILL, MANY, Planned, job
 
 AT = "'{last}', '{first}', 21, NULL, NULL, NULL"
 LISTS = {
@@ -38,7 +38,7 @@ async def full(pool: Pool) -> AsyncIterator[Planned]:
         planned.values = {
             "project": str(project), "pool": str(account), "function": str(version.function_id),
             "version": str(version.id), "node": str(await make_node(conn)), "many": str(MANY),
-            "first": str(listing.FIRST), "last": str(listing.LAST),
+            "first": str(listing.FIRST), "last": str(listing.LAST), "ready": job(17),
         }  # fmt: skip
         await conn.execute("SET plan_cache_mode = force_generic_plan")
         for name, (statement, arguments) in LISTS.items():

@@ -9,7 +9,7 @@ import pytest
 
 from functions.db import Connection, Pool
 from functions.ids import JobId
-from scheduler import gates, jobs, queue
+from scheduler import gates, jobs, leasing
 from scheduler.gates import GateId
 from scheduler.jobs import Report
 from scheduler.overdue import end_overdue
@@ -83,7 +83,7 @@ async def test_an_expired_job_gives_back_its_place_at_the_limit(pool: Pool) -> N
         assert await stands_in(conn, made[2]) == ["ready"]
 
 
-async def running(conn: Connection, world: World) -> tuple[JobId, queue.Claimed]:
+async def running(conn: Connection, world: World) -> tuple[JobId, leasing.Claimed]:
     job = await make_job(conn, world.version, cancel_after=timedelta(minutes=30))
     (claimed,) = await claim(conn, world.node, world.account)
     assert claimed.left_s is not None

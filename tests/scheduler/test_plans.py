@@ -13,18 +13,23 @@ from uuid import UUID
 
 import pytest
 
+from functions import endpoints, schedules, webhooks
 from functions.db import Connection
 from gateway.database import open_pool
 from scheduler import (
     deliveries,
+    delivery_log,
     gates,
     idempotency,
     leasing,
     limits,
+    live_events,
     overdue,
     pauses,
     queue,
+    receipts,
     relimiting,
+    schedule_runs,
     views,
     withdrawing,
 )
@@ -33,7 +38,8 @@ from tests.scheduler.factories import make_node, make_project, make_version
 MANY = 8_000
 TABLES = (
     "jobs", "ready_jobs", "waiting_jobs", "leases", "outcomes", "job_attempts", "idempotency_keys", "deliveries",
-    "delivery_attempts", "artifacts", "gates", "slots", "flow_marks",
+    "delivery_attempts", "artifacts", "gates", "slots", "flow_marks", "callback_endpoints", "schedules", "schedule_runs",
+    "webhooks", "webhook_receipts",
 )  # fmt: skip
 
 FILL = """
@@ -63,6 +69,26 @@ INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, due_at)
 INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, due_at)
     SELECT id, {project}, id, 't', 'https://well.example', 'https://well.example:443', now()
       FROM ids WHERE n <= 5;
+INSERT INTO functions (id, project_id, name, current_number) SELECT id, {project}, 'f' || n, 1 FROM ids WHERE n <= {many};
+INSERT INTO callback_endpoints (id, project_id, function_id, url, events)
+    SELECT id, {project}, id, 'https://well.example', ARRAY['job.failed'] FROM ids WHERE n <= {many};
+INSERT INTO callback_endpoints (id, project_id, url, events)
+    SELECT gen_random_uuid(), {project}, 'https://well.example', ARRAY['job.failed'] FROM ids WHERE n <= 5;
+UPDATE deliveries SET endpoint_id = (SELECT id FROM ids WHERE n = 7), state = 'exhausted'
+ WHERE job_id = (SELECT id FROM ids WHERE n = 3 * {many} + 17);
+INSERT INTO schedules (id, project_id, function_id, name, origin, cron, timezone, params, overlap, catch_up, jitter, next_at,
+                       due_at)
+    SELECT id, {project}, '{function}', 's' || n, 'api', '@hourly', 'UTC', '{{}}', 'skip', 'one', '0',
+           now() + (n - 5) * interval '1 minute', now() + (n - 5) * interval '1 minute' FROM ids WHERE n <= {many};
+INSERT INTO schedule_runs (schedule_id, planned_at, project_id, state, job_id, at)
+    SELECT id, now() - interval '30 seconds', {project}, 'submitted', id, now() - n * interval '1 minute'
+      FROM ids WHERE n <= {many};
+INSERT INTO schedule_runs (schedule_id, planned_at, project_id, state, job_id, ended)
+    SELECT '{ready}', now() - n * interval '1 minute', {project}, 'submitted', id, true FROM ids WHERE n <= {many};
+INSERT INTO webhooks (id, project_id, function_id, name, origin, spec, secrets)
+    SELECT id, {project}, id, 'in', 'api', '{{}}', ARRAY['TOKEN'] FROM ids WHERE n <= {many};
+INSERT INTO webhook_receipts (id, webhook_id, project_id, verdict, head)
+    SELECT id, CASE WHEN n <= {many} THEN '{ready}' ELSE id END, {project}, 'filtered', '{{}}' FROM ids;
 INSERT INTO gates (id, project_id, function_id, level, key, lim, per) OVERRIDING SYSTEM VALUE
     SELECT n, {project}, '{function}', CASE WHEN n % 2 = 1 THEN 1 ELSE 3 END, sha256(n::text::bytea), 5,
            CASE WHEN n % 2 = 0 THEN interval '1 minute' END FROM ids WHERE n <= {many};
@@ -130,7 +156,7 @@ class Planned:
 
 NOBODY = "'00000000-0000-0000-0000-000000000000'"
 HOT = {
-    "claim": (leasing.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s'", 200),
+    "claim": (leasing.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s'", 250),
     "heartbeat": (
         leasing.HEARTBEAT,
         "'{node}', '20s', ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY[0.5]::real[], ARRAY['{{}}']",
@@ -141,7 +167,8 @@ HOT = {
         leasing.FINISH_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY['succeeded'], ARRAY[0], ARRAY[NULL]::text[],"
         " ARRAY[NULL]::text[], ARRAY['{{}}'], ARRAY['[]'], ARRAY[true],"
-        ' ARRAY[\'[{{"id": "{fresh}", "type": "t", "url": "https://a.example", "endpoint": "https://a.example:443"}}]\']',
+        ' ARRAY[\'[{{"id": "{fresh}", "type": "t", "url": "https://a.example", "endpoint": "https://a.example:443",'
+        ' "state": "pending"}}]\']',
         150,
     ),
     "retry": (
@@ -178,6 +205,8 @@ HOT = {
     "move_ready": (relimiting.MOVE_READY, "{project}, ARRAY['{ready}']::uuid[], ARRAY['{{7,8}}']", 100),
     "move_leased": (relimiting.MOVE_LEASED, "{project}, ARRAY['{leased}']::uuid[], ARRAY['{{7,8}}']", 60),
     "resume": (pauses.RESUME_JOBS, "'{function}', 5", 250),
+    "listeners": (endpoints.LISTENERS, "{project}, ARRAY['{zero}', '{function}']::uuid[]", 40),
+    "asked_of": (live_events.ASKED_OF, "ARRAY['{leased}']::uuid[], 'job.progress', '0.5s'", 40),
     "find_idempotent": (idempotency.FIND_IDEMPOTENT, "{project}, '{function}', 'k7'", 30),
     "enqueue": (
         queue.ENQUEUE_JOBS,
@@ -185,21 +214,48 @@ HOT = {
         " ARRAY['{version}']::uuid[], ARRAY['{{}}'], ARRAY['{{}}'], ARRAY[NULL]::text[], ARRAY[NULL]::text[],"
         " ARRAY[NULL]::uuid[], ARRAY[NULL]::text[], ARRAY[1], ARRAY[NULL]::interval[], ARRAY['new'],"
         " ARRAY['']::bytea[], ARRAY[NULL]::text[], ARRAY[NULL]::uuid[], ARRAY[0]::smallint[],"
-        " ARRAY['1m']::interval[], ARRAY['1h']::interval[], ARRAY['1h']::interval[], ARRAY[NULL]::text[]",
-        160,
+        " ARRAY['1m']::interval[], ARRAY['1h']::interval[], ARRAY['1h']::interval[], ARRAY[NULL]::text[],"
+        " ARRAY['{fresh}']::uuid[], ARRAY['{ready}']::uuid[], ARRAY['{{}}'], ARRAY['']::bytea[]",
+        170,
     ),
 }
 """Name → statement, arguments, and blocks that it may touch."""
 
+HOT |= {
+    "due_schedules": (schedules.DUE_SCHEDULES, "500", 90),
+    "move_schedules": (schedules.MOVE_SCHEDULES, "ARRAY['{ready}']::uuid[], ARRAY[now()]::timestamptz[]", 60),
+    "postpone_schedules": (schedules.POSTPONE_SCHEDULES, "ARRAY['{ready}']::uuid[], '30s'", 60),
+    "runs_known": (schedule_runs.RUNS_KNOWN, "ARRAY['{ready}']::uuid[], ARRAY[now()]::timestamptz[]", 30),
+    "unfinished_runs": (schedule_runs.UNFINISHED_RUNS, "ARRAY['{ready}']::uuid[]", 60),
+    "list_schedule_runs": (schedule_runs.LIST_RUNS, "{project}, '{ready}', now(), 5, NULL", 30),
+    "forget_runs": (schedule_runs.FORGET_RUNS, "5, '5 days'", 90),
+}
+
 ORDINARY = {
-    "walk": (deliveries.WALK_ENDPOINTS, "0, '', 500", 60),
+    "get_webhook": (webhooks.GET_WEBHOOK, "{project}, '{ready}'", 30),
+    "sync_webhooks": (
+        webhooks.SYNC_WEBHOOKS,
+        "{project}, '{function}', ARRAY['{fresh}']::uuid[], ARRAY['other'], ARRAY['{{}}'], ARRAY['{{TOKEN}}']",
+        60,
+    ),
+    "list_receipts": (receipts.LIST_RECEIPTS, "'{ready}', {project}, 5, '{waiting}', NULL", 200),
+    "get_receipt": (receipts.GET_RECEIPT, "'{ready}', {project}, '{ready}'", 20),
+    "next_webhook": (receipts.NEXT_WEBHOOK, "'{zero}'", 20),
+    "forget_receipts": (receipts.FORGET_RECEIPTS, "'{ready}', '{zero}', 100, 5", 200),
+    "get_schedule": (schedules.GET_SCHEDULE, "{project}, '{ready}'", 30),
+    "walk": (deliveries.WALK_ENDPOINTS, "0, '', 500, '{{}}'", 60),
     "claim_deliveries": (
         deliveries.CLAIM_DELIVERIES,
         "ARRAY[{project}]::bigint[], ARRAY['https://well.example:443'], ARRAY[4], '30s'",
         150,
     ),
     "record": (deliveries.RECORD_ATTEMPT, "'{dead}', now(), 'pending', '5s', NULL, NULL, 1, NULL, NULL", 60),
-    "attempts_of": (deliveries.ATTEMPTS_OF, "ARRAY['{dead}']::uuid[]", 30),
+    "recover": (
+        deliveries.RECOVER,
+        "{project}, '{endpoint}', '{zero}', '2020-01-01', NULL, 100, ARRAY['callback.test']",
+        60,
+    ),
+    "attempts_of": (delivery_log.ATTEMPTS_OF, "ARRAY['{dead}']::uuid[]", 30),
     "job_rows": (views.JOB_ROWS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}', '{dead}']::uuid[]", 150),
     "gap": (views.LARGEST_GAP, "{project}", 250),
     "forget_keys": (idempotency.FORGET_KEYS, "500", 60),
@@ -223,6 +279,8 @@ async def _planned(
             "node": str(node),
             "many": str(MANY),
             "fresh": job(0xFFFFFFF),
+            "zero": str(UUID(int=0)),
+            "endpoint": job(7),
             "ready": job(17),
             "waiting": job(MANY + 17),
             "leased": job(2 * MANY + 17),

@@ -18,11 +18,14 @@ from functions import artifacts, ids
 from functions.artifacts import NewFile
 from functions.db import Connection, Pool
 from functions.egress import EgressPolicy
+from functions.egress.exchange import DEADLINE_S
 from functions.ids import JobId, ProjectId
-from scheduler import deliveries, jobs, sending
-from scheduler.deliveries import Delivery
+from scheduler import breaker, deliveries, delivery_log, jobs, sending, turns
+from scheduler.attempts import Direct
+from scheduler.breaker import AT_ONCE, LONGEST_REST_S, TRUST
+from scheduler.delivery_log import Delivery
 from scheduler.jobs import Report
-from scheduler.sending import PER_ENDPOINT, TRUST, Sender
+from scheduler.sending import Sender
 from tests.receivers import raw_server, read_request, says
 from tests.scheduler.factories import (
     LOOPBACK,
@@ -72,8 +75,8 @@ def answer(status: int, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
-def sender(pool: Pool, **more: Any) -> Sender:
-    return Sender(**{"pool": pool, "policy": LOOPBACK, "sealer": SEALER, "links": NoLinks(), **more})
+def sender(pool: Pool, *, policy: EgressPolicy = LOOPBACK, deadline_s: float = DEADLINE_S, **more: Any) -> Sender:
+    return Sender(pool, Direct(policy, deadline_s), SEALER, NoLinks(), **more)
 
 
 async def deliver(sender: Sender) -> None:
@@ -101,7 +104,7 @@ async def told(pool: Pool, url: str) -> World:
 
 async def shown(world: World) -> Delivery:
     async with world.pool.acquire() as conn:
-        (only,) = await deliveries.list_deliveries(conn, world.project, limit=2)
+        (only,) = await delivery_log.list_deliveries(conn, world.project, limit=2)
         return only
 
 
@@ -178,7 +181,7 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(pool: Pool) -> None:
 
 
 async def test_a_receiver_may_ask_for_patience(pool: Pool) -> None:
-    async with receiving(answer(429, "Retry-After: 7")) as receiver:
+    async with receiving(answer(503, "Retry-After: 7")) as receiver:
         world = await told(pool, receiver.url)
         await deliver(sender(pool))
         async with pool.acquire() as conn:
@@ -272,7 +275,7 @@ async def test_one_endpoint_gets_a_few_at_a_time(pool: Pool) -> None:
         await read_request(reader)
         at_once += 1
         most = max(most, at_once)
-        if at_once == PER_ENDPOINT:
+        if at_once == AT_ONCE:
             full.set()
         await release.wait()
         at_once -= 1
@@ -295,7 +298,7 @@ async def test_one_endpoint_gets_a_few_at_a_time(pool: Pool) -> None:
             changed.clear()
             await postman.deliver_once()
         await postman.idle()
-    assert most == PER_ENDPOINT
+    assert most == AT_ONCE
 
 
 async def _pending(pool: Pool) -> int:
@@ -321,12 +324,56 @@ async def test_ten_thousand_deliveries_to_a_dead_endpoint_do_not_hold_up_the_oth
         for _ in range(3):
             await deliver(postman)
             attempts.append(await _attempts(pool))
-        assert attempts == [PER_ENDPOINT + 5] + [2 * PER_ENDPOINT + 5] * 3, "it is dead by now"
+        assert attempts == [AT_ONCE + 5] + [2 * AT_ONCE + 5] * 3, "it is dead by now"
         for step in range(1, 4):
-            now[0] += sending.LONGEST_REST_S + 1
+            now[0] += LONGEST_REST_S + 1
             await deliver(postman)
             await deliver(postman)
-            assert await _attempts(pool) == 2 * PER_ENDPOINT + 5 + step, "one at a time shows whether it is back"
+            assert await _attempts(pool) == 2 * AT_ONCE + 5 + step, "one at a time shows whether it is back"
+
+
+async def test_hundreds_of_dead_endpoints_of_one_project_do_not_hold_up_another(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: what is new is sent in the next look, and looking ends."""
+    monkeypatch.setattr(sending, "WALK", 20)
+    now = [0.0]
+    async with receiving() as receiver:
+        greedy, modest = await make_world(pool), await make_world(pool)
+        async with pool.acquire() as conn:
+            job = await finished(conn, greedy)
+            await add_many(conn, greedy.project, job, [f"http://127.2.0.{n}:1/hook" for n in range(1, 201)])
+        postman = sender(pool, clock=lambda: now[0])
+        rounds = 0
+        while await _attempts(pool) < 200:
+            rounds += 1
+            now[0] += turns.EVERY_S
+            looks = 1
+            while await postman.deliver_once():
+                looks += 1
+                assert looks < 30, "it looks for ever"
+            await postman.idle()
+        # Sixteen while it is not known to be dead, eight for each round after that.
+        assert 10 < rounds < 40
+        async with pool.acquire() as conn:
+            job = await finished(conn, modest)
+            await add_many(conn, modest.project, job, [receiver.url])
+        assert not await postman.deliver_once(), "the next round begins in a second"
+        await postman.idle()
+        assert len(receiver.requests) == 1
+        # What is tried again waits for the round, unless a message of its endpoint has just ended.
+        await deliver(postman)
+        async with pool.acquire() as conn:
+            job = await finished(conn, modest)
+            await add_many(conn, modest.project, job, [receiver.url])
+            await conn.execute("UPDATE deliveries SET tries = 1 WHERE state = 'pending'")
+        await deliver(postman)
+        assert len(receiver.requests) == 1
+        now[0] += turns.EVERY_S
+        while await postman.deliver_once():
+            pass
+        await postman.idle()
+        assert len(receiver.requests) == 2
 
 
 async def _attempts(pool: Pool) -> int:
@@ -345,8 +392,8 @@ async def test_an_endpoint_that_comes_back_gets_its_backlog(pool: Pool) -> None:
         for _ in range(4):
             await deliver(postman)
         failed = len(receiver.requests)
-        assert TRUST <= failed < TRUST + PER_ENDPOINT
-        now[0] += sending.LONGEST_REST_S + 1
+        assert TRUST <= failed < TRUST + AT_ONCE
+        now[0] += LONGEST_REST_S + 1
         receiver.answers[:] = [OK]
         for _ in range(10):
             await deliver(postman)
@@ -366,15 +413,17 @@ async def test_every_endpoint_gets_its_turn_when_there_is_room_for_few(
             for each in all_of_them:
                 await add_many(conn, world.project, JobId(ids.new_uuid7()), [each.url] * 40)
             await conn.execute("UPDATE deliveries SET job_id = $1, type = id::text", job)
-        postman = sender(pool)
+        now = [0.0]
+        postman = sender(pool, clock=lambda: now[0])
         for _ in range(15):
+            now[0] += turns.EVERY_S
             await deliver(postman)
         assert all(each.requests for each in all_of_them)
 
 
 async def test_a_project_leaves_room_for_the_others(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "IN_ALL", 12)
-    monkeypatch.setattr(sending, "PER_PROJECT", 8)
+    monkeypatch.setattr(breaker, "PER_PROJECT", 8)
     async with AsyncExitStack() as stack:
         slow = [await stack.enter_async_context(raw_server(says(then_wait=True))) for _ in range(5)]
         receiver = await stack.enter_async_context(receiving())

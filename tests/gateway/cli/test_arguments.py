@@ -135,8 +135,8 @@ def test_a_usage_error_is_one_line_that_names_the_help(rgrid: Rgrid, arguments: 
 
 
 def test_a_group_without_a_command_says_so(rgrid: Rgrid) -> None:
-    done = rgrid("callbacks")
-    assert (done.status, done.err.splitlines()) == (2, ["error: a command is missing: see 'rgrid callbacks --help'"])
+    done = rgrid("webhook")
+    assert (done.status, done.err.splitlines()) == (2, ["error: a command is missing: see 'rgrid webhook --help'"])
 
 
 @pytest.mark.parametrize(("arguments", "said"), WRONG, ids=lambda value: str(value)[:60])

@@ -1,0 +1,88 @@
+"""What an attempt says of its endpoint: that it is well, that it fails, that it wants no more; and who is told."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from functions import endpoints, ids
+from functions.db import Connection
+from functions.endpoints import Sendable
+from functions.grammar import CALLBACK_DISABLED
+from functions.ids import EndpointId, ProjectId
+from scheduler import deliveries
+from scheduler.attempts import GONE
+from scheduler.callbacks import endpoints_of
+from scheduler.deliveries import Claimed, Exchanged
+from scheduler.views import rfc3339
+
+log = structlog.get_logger(__name__)
+
+LONGEST_FAILING = timedelta(days=5)
+APART = timedelta(hours=1)
+WANTS_NO_MORE = "it answered 410: it wants no more"
+FAILS = "it has taken no message for 5 days"
+
+
+def says_something(claimed: Claimed, sendable: Sendable | None, exchanged: Exchanged) -> bool:
+    """Whether there is more to write down than the attempt: seldom, for endpoints that are well."""
+    if not exchanged.by_receiver:
+        return False
+    if exchanged.status == GONE:
+        return True
+    if sendable is None:
+        return False
+    failing_since = sendable.failing_since
+    if exchanged.taken:
+        return failing_since is not None
+    if claimed.type in deliveries.PASSING:
+        return False
+    # The database's clock decides; ours may be a little off.
+    return failing_since is None or datetime.now(UTC) - failing_since > LONGEST_FAILING - APART
+
+
+async def note(conn: Connection, claimed: Claimed, exchanged: Exchanged) -> bool:
+    """Write down what an attempt says of its endpoint, in the transaction that records the attempt, and before it:
+    everybody locks an endpoint first, its deliveries after it. Returns whether what else waits for it has to end."""
+    project, endpoint = claimed.project_id, claimed.endpoint_id
+    if endpoint is None:
+        return exchanged.status == GONE
+    if exchanged.status == GONE:
+        disabled = await endpoints.disable_by_answer(conn, project, endpoint, claimed.url, WANTS_NO_MORE)
+    else:
+        await endpoints.note_answer(conn, endpoint, good=exchanged.taken)
+        disabled = not exchanged.taken and await endpoints.disable_by_answer(
+            conn, project, endpoint, claimed.url, FAILS, failing_for=LONGEST_FAILING
+        )
+    if disabled:
+        await tell(conn, project, endpoint)
+    return disabled
+
+
+async def end_others(conn: Connection, claimed: Claimed) -> None:
+    """Give up what waits for an endpoint that was disabled, or of a job for an address that wants no more."""
+    project = claimed.project_id
+    if claimed.endpoint_id is None:
+        await deliveries.end_pending_of_job(conn, project, claimed.job_id, claimed.url, deliveries.GONE)
+    else:
+        await deliveries.end_pending(conn, project, claimed.endpoint_id, claimed.url, deliveries.DISABLED)
+
+
+async def tell(conn: Connection, project: ProjectId, endpoint: EndpointId) -> None:
+    """Tell the project's other callbacks that one was disabled, and the log."""
+    row = await endpoints.read_disabled(conn, project, endpoint)
+    listeners = [each for each in await endpoints.listeners(conn, project, []) if each.id != endpoint]
+    told = endpoints_of((), None, None, CALLBACK_DISABLED, listeners=listeners, function=row.function)
+    callback = ids.encode(ids.CALLBACK, endpoint)
+    payload = {
+        "callback": callback,
+        "url": row.url,
+        "function": row.function,
+        "reason": row.disabled_reason,
+        "failing_since": rfc3339(row.failing_since),
+        "disabled_at": rfc3339(row.disabled_at),
+        "links": {"self": f"/v1/callbacks/{callback}"},
+    }
+    await deliveries.add(conn, project, endpoint, CALLBACK_DISABLED, told, payload=payload, moment=row.disabled_at)
+    log.warning("callback disabled", callback=callback, project=project, reason=row.disabled_reason)
