@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # The PostgreSQL beside the embedded 18 that migrations and queue are tested against: what the system has.
 OLD_POSTGRES = $(firstword $(sort $(patsubst /usr/lib/postgresql/%/bin/initdb,%,$(wildcard /usr/lib/postgresql/1[4-7]/bin/initdb))))
 
-.PHONY: help setup demo test unit machine old-postgres check bench footprint mutations chaos-long clean
+.PHONY: help setup demo test unit machine old-postgres check agent boot bench footprint mutations chaos-long clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,6 +56,13 @@ check: setup  ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+agent: setup  ## the agent's files for rented nodes, in dist/agent: one for each Python and processor
+	@$(BIN)/python scripts/build_agent.py
+
+boot: setup  ## a rented server from its purchase to its deletion: real systemd, cloud-init and Docker; the first time 3 minutes more
+	@PYTHON=$(PYTHON) scripts/system.sh install boot
+	@RGRID_TEST_BOOT=1 scripts/system.sh run $(BIN)/python -m pytest -q tests/boot
 
 bench: setup  ## what RGrid costs beside what one would do without it, a few minutes (ARGS='--save FILE' keeps every round)
 	@scripts/system.sh run $(BIN)/python -m tests.bench $(ARGS)

@@ -42,9 +42,14 @@ def is_ours(key: str) -> bool:
     return _OURS.fullmatch(key) is not None
 
 
+async def instance(conn: Connection) -> str:
+    """What this database calls itself, on things elsewhere that are its own: a UUID."""
+    return str(await conn.fetchval(INSTANCE))
+
+
 async def owner_of(conn: Connection, store: Store) -> Owner:
     """Whose the bucket is; changes nothing. Raises ``Unavailable`` when the store does not answer."""
-    mine = str(await conn.fetchval(INSTANCE)).encode()
+    mine = (await instance(conn)).encode()
     try:
         async with store.read(MARK) as chunks:
             return Owner.THIS if b"".join([chunk async for chunk in chunks]) == mine else Owner.ANOTHER
@@ -59,7 +64,7 @@ async def claim(conn: Connection, store: Store) -> bool:
     """Mark the bucket as this database's unless it is another one's; whether it is this one's now."""
     owner = await owner_of(conn, store)
     if owner is Owner.NOBODY:
-        await store.put(MARK, str(await conn.fetchval(INSTANCE)).encode(), "text/plain")
+        await store.put(MARK, (await instance(conn)).encode(), "text/plain")
     return owner is not Owner.ANOTHER
 
 

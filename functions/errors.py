@@ -139,6 +139,12 @@ class LimitReached(RGridError):
     code = "limit_reached"
 
 
+class BudgetExceeded(RGridError):
+    """It would cost more than may be spent."""
+
+    code = "budget_exceeded"
+
+
 class Unavailable(RGridError):
     """A part that is needed (database, store) does not answer now; the same call may work later."""
 
@@ -161,6 +167,7 @@ CODES = {
     "attempt_not_found": "The job has had no such attempt",
     "batch_not_found": "There is no such batch",
     "batch_too_large": "The batch's params are too large together",
+    "budget_exceeded": "The budget is used up",
     "callback_cycle": "The chain of functions leads back to its beginning",
     "callback_deleted": "The callback was deleted",
     "callback_disabled": "The callback is disabled",
@@ -188,7 +195,9 @@ CODES = {
     "job_expired": "The job did not start in time",
     "job_not_finished": "The job is not finished",
     "job_not_found": "There is no such job",
+    "join_address_wrong": "The join token is for another machine",
     "join_token_invalid": "The join token is not valid",
+    "join_token_used": "The join token was used before",
     "lease_lost": "The lease was lost",
     "limit_reached": "A limit is reached",
     "malformed": "The request cannot be read",
@@ -216,6 +225,7 @@ CODES = {
     "schedule_of_manifest": "The schedule is of a manifest",
     "secret_missing": "The project has no such secret",
     "secret_not_found": "There is no such secret",
+    "server_unknown": "The cloud has not told of this server yet",
     "signature_invalid": "The webhook's signature is not valid",
     "store_unavailable": "The object store does not answer now",
     "template_invalid": "A template cannot be filled in",

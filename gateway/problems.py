@@ -22,6 +22,7 @@ RETRY_AFTER_S = 2
 STATUSES: Mapping[type[RGridError], HTTPStatus] = {
     errors.Malformed: HTTPStatus.BAD_REQUEST,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.BudgetExceeded: HTTPStatus.PAYMENT_REQUIRED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.Gone: HTTPStatus.GONE,

@@ -20,6 +20,7 @@ from functions.errors import Unavailable
 from functions.s3 import S3Store
 from functions.sealing import Sealer
 from gateway.advancing import advance
+from gateway.autoscaling import autoscaling
 from gateway.database import is_current, open_pool
 from gateway.links import JobLinks
 from gateway.queue_rounds import queue_rounds
@@ -27,7 +28,8 @@ from gateway.retention_rounds import retention_rounds
 from gateway.schedule_rounds import schedule_rounds
 from gateway.services import s3_config
 from gateway.settings import Settings
-from nodes import registry
+from gateway.usage_rounds import usage_rounds
+from nodes import registry, servers
 from scheduler import batches, idempotency, jobs, queue
 from scheduler.attempts import Carrier, Direct
 from scheduler.chaining import chain_once
@@ -92,7 +94,9 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
             rounds += schedule_rounds(settings, wakeups, hot_pool=hot_pool, store=store)
             rounds += retention_rounds(settings, hot_pool, store)
             rounds += its_rounds
-            await run_rounds(rounds, stopping, grace_s=ROUNDS_STOP_S)
+            rounds += usage_rounds(hot_pool)
+            async with autoscaling(settings, pool, sealer) as buying:
+                await run_rounds([*rounds, *buying], stopping, grace_s=ROUNDS_STOP_S)
             await sender.close(grace_s=SENDER_STOP_S)
         finally:
             hints.cancel()
@@ -187,9 +191,9 @@ def rounds_of(
             return await versions.forget_one_offs(conn, limit=BATCH) == BATCH
 
     async def forget_nodes() -> bool:
-        async with pool.acquire() as conn:
+        async with pool.acquire() as conn, conn.transaction():
             await registry.forget_unjoined(conn)
-        return False
+            return await servers.forget_failed(conn, limit=BATCH) == BATCH
 
     return [
         Round("promote", settings.poll_s, promote),
@@ -203,7 +207,7 @@ def rounds_of(
         Round("sweep artifacts", SLOW_S, sweep),
         Round("forget idempotency keys", SLOW_S, forget_keys),
         Round("forget versions of one-off jobs", SLOW_S, forget_versions),
-        Round("forget unjoined nodes", SLOW_S, forget_nodes),
+        Round("forget nodes that never were", SLOW_S, forget_nodes),
     ]
 
 

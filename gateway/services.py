@@ -19,13 +19,16 @@ from functions.sealing import Sealer
 from gateway.advancing import Advancer
 from gateway.auth import Keys
 from gateway.bootstrap import ensure_bootstrap
+from gateway.budgeting import Budgets
 from gateway.cursors import Cursors
 from gateway.database import is_current, migrate, open_pool
+from gateway.dispatching import Dispatcher
 from gateway.gathering import Gatherer
 from gateway.hooking import Hooks
 from gateway.links import JobLinks
-from gateway.settings import Settings
+from gateway.settings import Settings, rules_of
 from gateway.waiting import OutcomeWaiters
+from nodes.agent_files import AgentFiles
 from scheduler import jobs
 from scheduler.gates import GateId
 from scheduler.jobs import Sizing, Submitted
@@ -38,6 +41,8 @@ log = structlog.get_logger(__name__)
 STATEMENT_S = 15
 """A request's statement is given up after this long: the database is a black hole or far behind."""
 CLOSING_S = 2
+JOINS = 4
+"""So many are looked at side by side: a whole fleet that starts at once must not take the pool from everybody else."""
 BATCHES, BATCH_BODIES = 2, 8
 """So many are read and written side by side, each with tens of megabytes; and so many are there or on their way, each
 with up to ten."""
@@ -71,6 +76,10 @@ class Services:
     callback_egress: EgressPolicy
     cursors: Cursors
     hooks: Hooks
+    dispatcher: Dispatcher
+    agent: AgentFiles
+    budgets: Budgets
+    joining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(JOINS))
     batching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCHES))
     receiving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCH_BODIES))
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -117,6 +126,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             callback_egress=settings.callback_policy,
             cursors=Cursors(settings.secret_key.get_secret_value().encode()),
             hooks=Hooks(hot_pool, sealer),
+            agent=AgentFiles.load(settings.agent_folder),
+            budgets=Budgets(pool),
+            dispatcher=Dispatcher(rules_of(settings), slot_memory=settings.slot_memory),
         )
 
 

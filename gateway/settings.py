@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
@@ -18,6 +21,8 @@ from functions.grammar import LONGEST_KEPT, SHORTEST_JOB, SHORTEST_KEPT
 from functions.image_reference import check_image
 from functions.jobspec import RUNTIME
 from functions.quantities import format_duration, parse_duration
+from nodes.agent_files import BUILT
+from nodes.policy.state import Rules
 
 
 class Settings(BaseSettings):
@@ -38,6 +43,15 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
     public_url: str | None = Field(
         None, description="The gateway's URL as users and nodes reach it. Default: http://host:port."
+    )
+
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="CIDRs, comma-separated, of the proxies in front of the gateway: what their X-Forwarded-For "
+        "says is believed. A rented node joins from its own address only."
+    )
+    agent_dir: Path | None = Field(
+        None,
+        description="Folder of the agent's files for rented nodes. Default: where `make agent` puts them, dist/agent.",
     )
 
     migrate_at_start: bool = Field(
@@ -64,6 +78,60 @@ class Settings(BaseSettings):
         2 * 1024**3, description="Bytes of memory of one slot; a job that wants more takes several slots."
     )
     max_slots: int = Field(2, ge=1, le=1024, description="Slots of the largest node; a job that needs more is refused.")
+
+    # Rented nodes
+    provider: Literal["local", "hetzner"] = Field(
+        "local",
+        description="Where nodes come from: `local` are machines that you start, `hetzner` buys and deletes them.",
+    )
+    hcloud_token: SecretStr | None = Field(
+        None, description="Hetzner Cloud token (Read & Write) of a project of its own. For the scheduler only."
+    )
+    hcloud_endpoint: str = Field("https://api.hetzner.cloud/v1", description="URL of the Hetzner Cloud API.")
+    owner: str | None = Field(
+        None,
+        max_length=24,
+        pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+        description="What this deployment's servers are labelled with: what has it and no row here is deleted. "
+        "Default: the database's own id.",
+    )
+    node_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("cx22", "cx23", "cx33", "cpx22"),
+        min_length=1,
+        description="Server types that may be bought, comma-separated; what is not sold any more is skipped.",
+    )
+    node_locations: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("fsn1", "nbg1", "hel1"), description="Where servers may be bought, comma-separated. Empty: everywhere."
+    )
+    node_image: str = Field("docker-ce", description="Image that servers start with.")
+    node_tenancy: Literal["exclusive", "shared"] = Field(
+        "exclusive", description="Whether a rented node serves one account while it lives, or all."
+    )
+    max_nodes: int = Field(5, ge=0, le=10_000, description="Rented nodes at a time.")
+    max_eur_hour: Decimal | None = Field(
+        None, ge=0, description="EUR (net) per hour of all rented nodes together. Default: no such limit."
+    )
+    max_eur_month: Decimal | None = Field(
+        None,
+        ge=0,
+        description="EUR (net) of all rented nodes together in a calendar month (UTC). Default: no such limit.",
+    )
+    max_eur_slot_hour: Decimal = Field(
+        Decimal("0.02"),
+        gt=0,
+        description="EUR (net) per hour that a slot of a server may cost, its IPv4 address included.",
+    )
+    node_job_deny: Annotated[tuple[IPv4Network, ...], NoDecode] = Field(
+        (), description="Public CIDRs, comma-separated, that jobs with a network on rented nodes must not reach, such "
+        "as your own machines."
+    )
+    node_enforce_floors: bool = Field(
+        True,
+        description="Whether a rented server joins only if its Docker, runc and kernel are above the version floors.",
+    )
+    delete_unknown: bool = Field(
+        False, description="Delete servers with our label and no row even if they are many. For a while, after a loss."
+    )
 
     # Callbacks and inputs
     callback_allow: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -134,7 +202,15 @@ class Settings(BaseSettings):
             raise ValueError(f"must be between {format_duration(least)} and {format_duration(LONGEST_KEPT)}")
         return value
 
-    @field_validator("callback_allow", "callback_deny", mode="before")
+    @field_validator(
+        "callback_allow",
+        "callback_deny",
+        "node_types",
+        "node_locations",
+        "node_job_deny",
+        "trusted_proxies",
+        mode="before",
+    )
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -205,6 +281,15 @@ class Settings(BaseSettings):
         return EgressPolicy(allow=self.callback_allow, deny=(*self.callback_deny, *sorted(hosts)))
 
     @property
+    def agent_folder(self) -> Path:
+        return self.agent_dir or BUILT
+
+    @property
     def base_url(self) -> str:
         """The gateway's address for links, without a trailing slash."""
         return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the policy goes by, of which the settings say little."""
+    return Rules(exclusive=settings.node_tenancy == "exclusive")

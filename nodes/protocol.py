@@ -8,6 +8,7 @@ matters; sizes are bytes.
 | call | request → answer |
 | --- | --- |
 | POST /node/v1/join | JoinRequest → JoinAnswer (no credential: the join token is in the body) |
+| POST /node/v1/trouble | TroubleReport → Empty (the same): why a server that has started will not join |
 | POST /node/v1/leases | ClaimRequest → ClaimAnswer; waits up to ``wait_s`` for work |
 | POST /node/v1/heartbeat | HeartbeatRequest → HeartbeatAnswer |
 | POST /node/v1/jobs/{job}/logs?attempt=&position= | raw bytes, header ``RGrid-Lease: <token>`` → LogAnswer |
@@ -92,6 +93,13 @@ class JoinRequest(Wire):
     version: Annotated[str, Field(max_length=64)]
     facts: dict[str, str | int | float | bool | None] = {}
     """What the machine is: docker, runc, kernel, arch, cgroup, memory_bytes, hostname, warnings."""
+
+
+class TroubleReport(Wire):
+    """Of a server that has the token and cannot become a node."""
+
+    token: Annotated[str, Field(min_length=16, max_length=256)]
+    message: Annotated[str, Field(max_length=4096)]
 
 
 class JoinAnswer(Wire):

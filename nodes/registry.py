@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +29,11 @@ VALUES ($1, $2, $3, $4, 'joining', $5, $6, now() + $7::interval)
 RETURNING join_expires_at
 """
 
+EXTEND_JOIN = """
+-- extend_join
+UPDATE nodes SET join_expires_at = now() + $2::interval WHERE id = $1 AND state = 'joining'
+"""
+
 JOIN = """
 -- join_node
 UPDATE nodes
@@ -37,26 +43,46 @@ UPDATE nodes
 RETURNING id
 """
 
+# Two that come at once come one after the other.
+BIDDER = """
+-- join_bidder
+SELECT id AS node, state <> 'joining' AND credential_hash IS DISTINCT FROM $2 AS used FROM nodes
+ WHERE join_hash = $1 AND state <> 'gone' AND (state <> 'joining' OR join_expires_at > now())
+   FOR UPDATE
+"""
+
+AWAITED = """
+-- awaited_node
+SELECT id FROM nodes WHERE join_hash = $1 AND state = 'joining' AND join_expires_at > now()
+"""
+
 JOINED_BEFORE = """
 -- joined_before
 SELECT id FROM nodes WHERE join_hash = $1 AND credential_hash = $2 AND state <> 'gone'
 """
 
+# A purchase that failed made no node: its row is one of many tries.
 LIST_NODES = """
 -- list_nodes
 SELECT nodes.*, (SELECT count(*) FROM leases WHERE leases.node_id = nodes.id) AS running,
-       extract(epoch FROM now() - last_seen_at)::float8 AS silent_s
-  FROM nodes
+       extract(epoch FROM now() - last_seen_at)::float8 AS silent_s, servers.state AS server_state, servers.type,
+       servers.location, servers.hourly, servers.created_at AS server_created_at, servers.ended_at, servers.error,
+       now() + fleet.ahead AS server_now
+  FROM nodes CROSS JOIN fleet LEFT JOIN servers ON servers.node_id = nodes.id
  WHERE (nodes.account_id IS NULL OR nodes.account_id = $1)
-   AND (state <> 'gone' OR gone_at > now() - interval '1 day') AND ($2::uuid IS NULL OR nodes.id < $2)
+   AND (nodes.state <> 'gone' OR (gone_at > now() - interval '1 day' AND servers.state IS DISTINCT FROM 'failed'))
+   AND ($2::uuid IS NULL OR nodes.id < $2)
  ORDER BY nodes.id DESC LIMIT $3
 """
 
 GET_NODE = """
 -- get_node
 SELECT nodes.*, (SELECT count(*) FROM leases WHERE leases.node_id = nodes.id) AS running,
-       extract(epoch FROM now() - last_seen_at)::float8 AS silent_s
-  FROM nodes WHERE id = $2 AND (account_id IS NULL OR account_id = $1)
+       extract(epoch FROM now() - last_seen_at)::float8 AS silent_s, servers.state AS server_state, servers.type,
+       servers.location, servers.hourly, servers.created_at AS server_created_at, servers.ended_at, servers.error,
+       now() + fleet.ahead AS server_now
+  FROM nodes CROSS JOIN fleet LEFT JOIN servers ON servers.node_id = nodes.id
+ WHERE nodes.id = $2 AND (nodes.account_id IS NULL OR nodes.account_id = $1)
 """
 
 DRAIN = """
@@ -72,18 +98,27 @@ SELECT state FROM nodes WHERE id = $2 AND (account_id IS NULL OR account_id = $1
 
 LEAVE = """
 -- leave_node
-UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL, credential_hash = NULL WHERE id = $1
+UPDATE nodes SET state = 'gone', gone_at = coalesce(gone_at, now()), join_hash = NULL, credential_hash = NULL
+ WHERE id = $1
 """
 
 STANDING = """
 -- node_standing
-SELECT state, slots, account_id FROM nodes WHERE id = $1 AND state <> 'gone'
+SELECT nodes.state, nodes.slots, nodes.account_id, servers.node_id IS NOT NULL AS rented,
+       servers.closed IS TRUE AS closed
+  FROM nodes LEFT JOIN servers ON servers.node_id = nodes.id
+ WHERE nodes.id = $1 AND nodes.state <> 'gone'
 """
 
 FORGET_UNJOINED = """
 -- forget_unjoined_nodes
 UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL
  WHERE state = 'joining' AND join_expires_at < now()
+"""
+
+FORGET = """
+-- forget_nodes
+DELETE FROM nodes WHERE id = ANY ($1) AND joined_at IS NULL
 """
 
 POOLS = """
@@ -102,12 +137,44 @@ class JoinToken:
 
 
 async def mint_join_token(
-    conn: Connection, *, name: str, provider: str, slots: int, account_id: AccountId | None, ttl: timedelta
+    conn: Connection,
+    *,
+    name: str,
+    provider: str,
+    slots: int,
+    account_id: AccountId | None,
+    ttl: timedelta,
+    node: NodeId | None = None,
 ) -> JoinToken:
     """Announce a node: a row, and a token that one machine can redeem once within ``ttl``."""
-    node, token = NodeId(ids.new_uuid7()), secrets.token_urlsafe(32)
+    node, token = node or NodeId(ids.new_uuid7()), secrets.token_urlsafe(32)
     expires_at = await conn.fetchval(MINT, node, account_id, name, provider, slots, _sha256(token), ttl)
     return JoinToken(node, token, expires_at)
+
+
+async def extend_join(conn: Connection, node: NodeId, ttl: timedelta) -> None:
+    """A node that has not joined may do so for ``ttl`` from now on."""
+    await conn.execute(EXTEND_JOIN, node, ttl)
+
+
+@dataclass(frozen=True, slots=True)
+class Bidder:
+    """Whom a join token is for; ``used``: another machine has joined with it."""
+
+    node: NodeId
+    used: bool
+
+
+async def bidder(conn: Connection, request: JoinRequest) -> Bidder | None:
+    """The node that is meant, its row locked; None if the token is unknown or too old."""
+    row = await conn.fetchrow(BIDDER, _sha256(request.token), bytes.fromhex(request.credential_sha256))
+    return None if row is None else Bidder(NodeId(row["node"]), row["used"])
+
+
+async def awaited(conn: Connection, token: str) -> NodeId | None:
+    """The node that may still join with this token."""
+    found = await conn.fetchval(AWAITED, _sha256(token))
+    return None if found is None else NodeId(found)
 
 
 async def join(conn: Connection, request: JoinRequest) -> NodeId:
@@ -126,11 +193,15 @@ async def join(conn: Connection, request: JoinRequest) -> NodeId:
     if node is None:
         node = await conn.fetchval(JOINED_BEFORE, token, credential)
     if node is None:
-        raise Unauthenticated(
-            "this join token is unknown, used or too old: make a new one with `rgrid nodes add`",
-            code="join_token_invalid",
-        )
+        raise token_invalid()
     return NodeId(node)
+
+
+def token_invalid() -> Unauthenticated:
+    return Unauthenticated(
+        "this join token is unknown, used or too old: make a new one with `rgrid nodes add`",
+        code="join_token_invalid",
+    )
 
 
 async def list_nodes(
@@ -138,7 +209,8 @@ async def list_nodes(
 ) -> list[dict[str, Any]]:
     """Nodes that may serve the account, newest first; those gone for a day are left out.
 
-    Beside its columns a row has ``running``, the number of its jobs, and ``silent_s``, since when it was not heard of.
+    Beside its columns a row has ``running``, the number of its jobs, ``silent_s``, since when it was not heard of, and
+    of a rented one what its server is.
     """
     return [dict(row) for row in await conn.fetch(LIST_NODES, account, before, limit)]
 
@@ -168,9 +240,13 @@ async def leave(conn: Connection, node: NodeId) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
+    """A ``rented`` node costs by the hour; one that is ``closed`` is to take no new jobs for now."""
+
     state: str
     slots: int
     account_id: AccountId | None
+    rented: bool
+    closed: bool
 
 
 async def standing(conn: Connection, node: NodeId) -> Standing | None:
@@ -184,6 +260,11 @@ async def pools_of(conn: Connection, node: Standing) -> list[int]:
     if node.account_id is not None:
         return [node.account_id]
     return [row["pool"] for row in await conn.fetch(POOLS)]
+
+
+async def forget(conn: Connection, nodes: Collection[NodeId]) -> None:
+    """Delete nodes that never joined: nothing can refer to them."""
+    await conn.execute(FORGET, list(nodes))
 
 
 async def forget_unjoined(conn: Connection) -> None:

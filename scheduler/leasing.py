@@ -37,7 +37,7 @@ WITH alive AS (
 ), head AS (
     -- A node that costs nothing by the hour takes what asks for paid minutes (lane 1), too: after all the others.
     SELECT p.ord, l.lane, r.* FROM unnest($2::bigint[]) WITH ORDINALITY p (pool, ord)
-     CROSS JOIN (VALUES (0), (1)) l (lane)
+     CROSS JOIN unnest($7::smallint[]) l (lane)
      CROSS JOIN generate_series(1, least($3::int, $4::int)) c (cls)
      CROSS JOIN LATERAL (
         SELECT project_id, job_id, vt, ready_jobs.cls AS size FROM ready_jobs
@@ -51,9 +51,15 @@ WITH alive AS (
     SELECT *, row_number() OVER (PARTITION BY ord, lane ORDER BY vt, job_id) AS turn FROM head
 ), picked AS (
     SELECT project_id, job_id, sum(size) OVER (ORDER BY lane, turn, ord ROWS UNBOUNDED PRECEDING) AS used FROM turns
+), here AS (
+    -- Whoever drops an idle node locks its row first: then a job gets there before, or not at all.
+    SELECT 1 FROM nodes WHERE id = $1 AND state = 'ready' FOR KEY SHARE
 ), taken AS (
     DELETE FROM ready_jobs USING picked
-     WHERE ready_jobs.project_id = picked.project_id AND ready_jobs.job_id = picked.job_id AND picked.used <= $3
+     WHERE ready_jobs.project_id = picked.project_id AND ready_jobs.job_id = picked.job_id
+       AND picked.used <= least($3, $8::int)
+       -- It names `picked` so that a look that finds nothing locks, and writes, nothing.
+       AND (SELECT count(*) FROM here WHERE picked.used > 0) = 1
     RETURNING ready_jobs.*
 ), leased AS (
     INSERT INTO leases (job_id, token, node_id, pool, project_id, lane, cls, attempt, losses, queued_at, expires_at,
@@ -147,13 +153,13 @@ WITH report AS (
     DELETE FROM leases USING report r
      WHERE leases.job_id = r.job_id AND leases.token = r.token
     RETURNING leases.job_id, leases.project_id, leases.attempt, leases.losses, leases.token, leases.node_id,
-              leases.queued_at, leases.leased_at, leases.gates, r.status, r.exit_code, r.error, r.result, r.timeline,
-              r.rejected, r.reported, r.deliveries
+              leases.queued_at, leases.leased_at, leases.cls, leases.gates, r.status, r.exit_code, r.error, r.result,
+              r.timeline, r.rejected, r.reported, r.deliveries
 ), ended AS (
     INSERT INTO outcomes (job_id, project_id, status, attempt, losses, token, exit_code, error, result, node_id,
-                          queued_at, leased_at, timeline, rejected)
+                          queued_at, leased_at, slots, timeline, rejected)
     SELECT job_id, project_id, status, attempt, losses, CASE WHEN reported THEN token END, exit_code, error::json,
-           result::json, node_id, queued_at, leased_at, timeline::json, rejected::json
+           result::json, node_id, queued_at, leased_at, cls, timeline::json, rejected::json
       FROM held
 ), told AS (
     INSERT INTO deliveries (id, project_id, job_id, type, url, endpoint, endpoint_id, secrets, state, ended_reason)
@@ -181,9 +187,9 @@ WITH report AS (
     RETURNING leases.*, report.exit_code, report.error, report.timeline AS reported_timeline, report.delay, report.needs
 ), noted AS (
     INSERT INTO job_attempts (job_id, attempt, project_id, token, node_id, exit_code, error, queued_at, leased_at,
-                              next_at, timeline)
+                              next_at, slots, timeline)
     SELECT job_id, attempt, project_id, token, node_id, exit_code, error::json, queued_at, leased_at, now() + delay,
-           reported_timeline::json
+           cls, reported_timeline::json
       FROM held
 ), waiting AS (
     INSERT INTO waiting_jobs (job_id, pool, project_id, lane, cls, attempt, losses, stage, due_at, cancel_at, gates,
@@ -208,8 +214,9 @@ WITH report AS (
     RETURNING leases.*, report.error
 ), noted AS (
     INSERT INTO job_attempts (job_id, attempt, project_id, token, node_id, error, queued_at, leased_at, next_at,
-                              timeline)
-    SELECT job_id, attempt, project_id, token, node_id, error::json, queued_at, leased_at, now(), timeline FROM held
+                              slots, timeline)
+    SELECT job_id, attempt, project_id, token, node_id, error::json, queued_at, leased_at, now(), cls, timeline
+      FROM held
 ), freed AS (
     DELETE FROM slots USING held
      WHERE held.gates IS NOT NULL AND slots.job_id = held.job_id AND slots.until IS NULL
@@ -374,14 +381,19 @@ async def claim(
     node_slots: int,
     lease: timedelta,
     patience: timedelta = timedelta(seconds=30),
+    lanes: Sequence[int] = (0, 1),
+    most: int | None = None,
 ) -> list[Claimed]:
     """Lease ready jobs to ``node`` that together fill at most ``free_slots``, fairest first; empty when none fits.
 
     ``pools`` take turns in the order given; each is named once. ``lease`` is how long the node may stay silent. A job
     that needs more slots than are free, and has waited for ``patience`` at the head of its class, makes the node wait
-    for it. A draining node gets nothing.
+    for it. A draining node gets nothing. ``most`` is how many slots it may fill, if not all that are free.
     """
-    rows = await conn.fetch(CLAIM_JOBS, node, list(pools), free_slots, node_slots, lease, patience)
+    rows = await conn.fetch(
+        CLAIM_JOBS, node, list(pools), free_slots, node_slots, lease, patience, list(lanes),
+        free_slots if most is None else most,
+    )  # fmt: skip
     for pool in {row["pool"] for row in rows if row["lane"] == 0}:
         await clocks.saw(conn, pool, max(row["vt"] for row in rows if (row["pool"], row["lane"]) == (pool, 0)))
     return [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from functions.db import Connection
 from functions.ids import FunctionId, ProjectId
+from functions.money import CURRENCY, euros
+from scheduler.costs import costs_of
 
 LOOKED_AT = 1000
 """A function's newest jobs; those of them that succeeded are what counts."""
@@ -20,7 +24,7 @@ WITH newest AS (
        AND (function_id, id) <= ($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
      ORDER BY function_id DESC, id DESC LIMIT $3
 ), taken AS (
-    SELECT greatest((timeline ->> 'exited')::int - (timeline ->> 'started')::int, 0) AS run_ms,
+    SELECT outcomes.job_id, greatest((timeline ->> 'exited')::int - (timeline ->> 'started')::int, 0) AS run_ms,
            greatest(extract(epoch FROM leased_at - queued_at) * 1000, 0)::int AS queue_ms
       FROM newest JOIN outcomes ON outcomes.job_id = newest.id
      WHERE outcomes.project_id = $1 AND status = 'succeeded' AND leased_at IS NOT NULL
@@ -28,7 +32,7 @@ WITH newest AS (
      ORDER BY outcomes.job_id DESC LIMIT $4
 )
 SELECT count(*) AS jobs, percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY run_ms) AS run_ms,
-       percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY queue_ms) AS queue_ms
+       percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY queue_ms) AS queue_ms, array_agg(job_id) AS job_ids
   FROM taken
 """
 
@@ -40,6 +44,11 @@ async def quote(conn: Connection, project: ProjectId, function: FunctionId) -> d
     if not row["jobs"]:
         return {"jobs": 0, "run_ms": None, "queue_ms": None, "cost": None}
     run_ms, queue_ms = ({"p50": row[name][0], "p95": row[name][1]} for name in ("run_ms", "queue_ms"))
-    # Nodes of provider `local` are the user's own machine: they cost nothing by the hour.
-    cost = {"currency": "EUR", "p50": "0.000000", "p95": "0.000000"}
+    amounts = sorted(each.amount for each in (await costs_of(conn, project, row["job_ids"])).values())
+    cost = {"currency": CURRENCY, "p50": euros(_of_hundred(amounts, 50)), "p95": euros(_of_hundred(amounts, 95))}
     return {"jobs": row["jobs"], "run_ms": run_ms, "queue_ms": queue_ms, "cost": cost}
+
+
+def _of_hundred(amounts: Sequence[Decimal], part: int) -> Decimal:
+    """The smallest one that so many of a hundred do not exceed."""
+    return amounts[-(-len(amounts) * part // 100) - 1]

@@ -97,6 +97,8 @@ WITH files AS (
     DELETE FROM chains WHERE job_id = ANY ($1)
 ), attempts AS (
     DELETE FROM job_attempts WHERE job_id = ANY ($1)
+), costs AS (
+    DELETE FROM receipts WHERE job_id = ANY ($1)
 ), ended AS (
     DELETE FROM outcomes WHERE job_id = ANY ($1)
 ), noted AS (

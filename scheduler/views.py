@@ -16,7 +16,9 @@ from functions import ids
 from functions.artifacts import Artifact, outputs_of
 from functions.db import Connection, Row
 from functions.ids import JobId, ProjectId
+from functions.money import CURRENCY, euros
 from functions.versions import Version
+from scheduler.costs import JobCost, costs_of
 from scheduler.queue import NewJob
 from scheduler.spill import reference_of
 
@@ -34,12 +36,12 @@ SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, j
        coalesce(outcomes.losses, leases.losses, ready_jobs.losses, waiting_jobs.losses) AS losses,
        coalesce(outcomes.queued_at, leases.queued_at, ready_jobs.queued_at, waiting_jobs.queued_at) AS queued_at,
        coalesce(outcomes.leased_at, leases.leased_at) AS leased_at,
-       coalesce(outcomes.node_id, leases.node_id) AS node_id,
+       coalesce(outcomes.node_id, leases.node_id) AS node_id, servers.node_id IS NOT NULL AS rented,
        coalesce(outcomes.timeline, leases.timeline) AS timeline,
        leases.progress, waiting_jobs.due_at, outcomes.finished_at, outcomes.exit_code, outcomes.error, outcomes.result,
        CASE WHEN functions.paused_at IS NOT NULL AND (ready_jobs.job_id IS NOT NULL OR waiting_jobs.due_at IS NULL)
             THEN 'paused' ELSE waiting_jobs.stage END AS stage,
-       ready_jobs.cls, gates.level,
+       ready_jobs.cls, ready_jobs.lane, gates.level, node_waits.reason AS node_reason, node_waits.eta AS node_eta,
        -- The first one at a rate's limit starts when the oldest start counts no more.
        (SELECT min(until) FROM slots WHERE gates.level = 3 AND slots.gate_id = gates.id AND until IS NOT NULL
            AND NOT EXISTS (SELECT 1 FROM waiting_jobs other
@@ -51,9 +53,13 @@ SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, j
   LEFT JOIN functions ON functions.id = jobs.function_id
   LEFT JOIN outcomes ON outcomes.job_id = jobs.id
   LEFT JOIN leases ON leases.job_id = jobs.id
+  LEFT JOIN servers ON servers.node_id = coalesce(outcomes.node_id, leases.node_id)
   LEFT JOIN ready_jobs ON ready_jobs.project_id = jobs.project_id AND ready_jobs.job_id = jobs.id
   LEFT JOIN waiting_jobs ON waiting_jobs.project_id = jobs.project_id AND waiting_jobs.job_id = jobs.id
   LEFT JOIN gates ON gates.id = waiting_jobs.gate_id
+  -- What a round of the autoscaler found lately: without one there is none.
+  LEFT JOIN node_waits ON node_waits.project_id = ready_jobs.project_id AND node_waits.lane = ready_jobs.lane
+        AND node_waits.cls = ready_jobs.cls AND node_waits.at > now() - interval '2 minutes'
  ORDER BY wanted.ord
 """
 
@@ -63,6 +69,7 @@ LARGEST_GAP = """
 SELECT coalesce(max(slots - (SELECT coalesce(sum(cls), 0) FROM leases WHERE leases.node_id = nodes.id)), 0)
   FROM nodes
  WHERE state = 'ready' AND (account_id IS NULL OR account_id = (SELECT account_id FROM projects WHERE id = $1))
+   AND NOT EXISTS (SELECT 1 FROM servers WHERE servers.node_id = nodes.id AND servers.closed)
 """
 
 GATE_REASONS = {1: "concurrency", 2: "concurrency", 3: "rate"}
@@ -93,7 +100,10 @@ class JobRecord:
         return self.row["finished_at"] is not None
 
 
-NOT_YET = ("leased_at", "node_id", "timeline", "progress", "finished_at", "exit_code", "error", "result", "next_start")
+NOT_YET = (
+    "leased_at", "node_id", "timeline", "progress", "finished_at", "exit_code", "error", "result", "next_start",
+    "node_eta",
+)  # fmt: skip
 
 
 def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord:
@@ -117,6 +127,7 @@ def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord
         "queued_at": created_at if job.delay is None else None,
         "due_at": None if job.delay is None else created_at + job.delay,
         "wait_reason": None if job.delay is None else "delayed",
+        "cost": JobCost(),
     }
     return JobRecord(job.id, row, ())
 
@@ -128,10 +139,28 @@ async def read_jobs(conn: Connection, project: ProjectId, jobs: Sequence[JobId])
     gap = await conn.fetchval(LARGEST_GAP, project) if queued else 0
     done = [row["id"] for row in rows if row["status"] == "succeeded"]
     outputs = await outputs_of(conn, project, done) if done else {}
+    costly = [row["id"] for row in rows if _may_have_cost(row)]
+    costs = await costs_of(conn, project, costly) if costly else {}
     return [
-        JobRecord(row["id"], dict(row) | {"wait_reason": _reason(row, gap)}, tuple(outputs.get(row["id"], ())))
+        JobRecord(
+            row["id"],
+            dict(row) | _waits(row, gap) | {"cost": costs.get(row["id"], JobCost())},
+            tuple(outputs.get(row["id"], ())),
+        )
         for row in rows
     ]
+
+
+def _may_have_cost(row: Row) -> bool:
+    """Whether its node is a rented one, or an earlier attempt's may have been."""
+    return bool(row["rented"]) or (row["attempt"] or 0) > (0 if row["node_id"] is None else 1)
+
+
+def _waits(row: Row, gap: int) -> dict[str, Any]:
+    """Why the job waits, and until when a node is expected for it."""
+    reason = _reason(row, gap)
+    for_node = reason is not None and reason == row["node_reason"]
+    return {"wait_reason": reason, "node_eta": row["node_eta"] if for_node else None}
 
 
 def _reason(row: Row, gap: int) -> str | None:
@@ -142,7 +171,9 @@ def _reason(row: Row, gap: int) -> str | None:
         return GATE_REASONS.get(row["level"], "concurrency")
     if row["stage"] is not None:
         return str(row["stage"])
-    return "capacity" if row["cls"] is not None and row["cls"] > gap else None
+    if row["cls"] is None or (row["cls"] <= gap and (row["lane"] == 0 or row["node_reason"] is None)):
+        return None
+    return row["node_reason"] or "capacity"
 
 
 def moments(leased_at: datetime, timeline: Mapping[str, int]) -> dict[str, datetime]:
@@ -185,7 +216,7 @@ def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
         # One after running out of memory may come on top.
         "max_attempts": max((row["attempts"] or 1) + row["losses"], row["attempt"]),
         "wait_reason": row["wait_reason"],
-        "eta": rfc3339(row["due_at"] or row["next_start"]),
+        "eta": rfc3339(row["due_at"] or row["next_start"] or row["node_eta"]),
         "progress": 1.0 if row["status"] == "succeeded" else row["progress"],
         "exit_code": row["exit_code"],
         "result": None if row["result"] is None else json.loads(row["result"]),
@@ -199,8 +230,11 @@ def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
         "boot_ms": 0,
         "pull_ms": _span_ms(times, "pulling", "fetching", "started"),
         "run_ms": _span_ms(times, "started", "exited"),
-        # Nodes of provider `local` are the user's own machine: they cost nothing by the hour.
-        "cost": {"currency": "EUR", "amount": "0.000000"},
+        "cost": {
+            "currency": CURRENCY,
+            "amount": euros(row["cost"].amount),
+            "estimated": not record.finished or row["cost"].is_open,
+        },
         "node": _id(ids.NODE, row["node_id"]),
         "callback_url": row["callback_url"],
         "links": {

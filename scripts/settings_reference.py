@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -98,7 +99,18 @@ def _type(annotation: object) -> str:
         return "pairs"
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
-    names = {SecretStr: "secret", str: "text", int: "integer", float: "number", bool: "0 or 1", timedelta: "duration"}
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    names = {
+        SecretStr: "secret",
+        str: "text",
+        int: "integer",
+        float: "number",
+        Decimal: "number",
+        bool: "0 or 1",
+        timedelta: "duration",
+        Path: "path",
+    }
     return names[annotation]  # type: ignore[index]
 
 
@@ -107,6 +119,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if field.default is None or field.default in ((), {}):
         return ""
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`"
     if isinstance(field.default, timedelta):
         return f"`{format_duration(field.default)}`"
     return f"`{int(field.default) if isinstance(field.default, bool) else field.default}`"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What RGrid needs of the machine it runs on: a few packages, and a Docker engine that answers.
 #
-#   scripts/system.sh install demo|test   the packages that are missing (as root on Debian or Ubuntu; else says which)
-#   scripts/system.sh run COMMAND…        COMMAND beside a Docker engine; one that had to be started here ends with it
+#   scripts/system.sh install demo|test|boot  the packages that are missing (as root on Debian or Ubuntu; else says which)
+#   scripts/system.sh run COMMAND…             COMMAND beside a Docker engine; one that had to be started here ends with it
 #
 # RGRID_INSTALL=0 forbids installing.
 set -euo pipefail
@@ -28,6 +28,10 @@ missing_packages() {  # one a line
     command -v mkfs.ext4 >/dev/null || echo e2fsprogs
     command -v mount >/dev/null || echo mount
     "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    if [ "$1" = boot ]; then
+        command -v busybox >/dev/null || echo busybox-static
+        command -v debootstrap >/dev/null || echo debootstrap
+    fi
     if [ "$1" = test ]; then
         command -v busybox >/dev/null || echo busybox-static
         command -v git >/dev/null || echo git
@@ -107,7 +111,7 @@ stop_engine() {
 
 case "${1:-}" in
 install)
-    case "${2:-}" in demo | test) install_packages "$2" ;; *) die "usage: $0 install demo|test" ;; esac
+    case "${2:-}" in demo | test | boot) install_packages "$2" ;; *) die "usage: $0 install demo|test|boot" ;; esac
     ;;
 run)
     shift
@@ -119,6 +123,6 @@ run)
     exit $status
     ;;
 *)
-    die "usage: $0 install demo|test, or $0 run COMMAND…"
+    die "usage: $0 install demo|test|boot, or $0 run COMMAND…"
     ;;
 esac

@@ -28,11 +28,12 @@ def rclone() -> Path:
 class S3Server:
     folder: Path
     port: int = field(default_factory=free_port)
+    address: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def config(self, *, bucket: str = BUCKET, upload_s: int = 3600) -> S3Config:
         return S3Config(
@@ -58,14 +59,14 @@ class S3Server:
         }
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(rclone()), "serve", "s3", "--addr", f"127.0.0.1:{self.port}", str(data)],
+                [str(rclone()), "serve", "s3", "--addr", f"{self.address}:{self.port}", str(data)],
                 env=environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "log").read_text()
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection((self.address, self.port), timeout=1).close()
             except OSError:
                 time.sleep(0.02)
             else:

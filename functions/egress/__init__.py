@@ -16,6 +16,7 @@ from functions.egress.errors import EgressFailed, EgressRefused
 from functions.egress.exchange import Answer, exchange
 from functions.egress.lookup import Resolver
 from functions.egress.policy import FORBIDDEN_V4, EgressPolicy, is_public
+from functions.egress.registration import refused_names
 from functions.egress.target import Target, check_url, origin_of
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "is_public",
     "open_download",
     "origin_of",
+    "refused_names",
 ]

@@ -102,6 +102,7 @@ async def _make(request: Request, headers: BatchHeaders, asked: Invocation, data
             )
         if (first := await made_before(request, version, invocation)) is not None:
             return await _replay(request, first)
+        await opened.budgets.require(who.project_id)
         assert version.function_id is not None
         url = asked.callback_url if BATCH_COMPLETED in events else None
         new = await read_jobs(Reading(version, invocation, opened), items, spilling)

@@ -97,6 +97,8 @@ async def retry(request: Request) -> Response:
         raise Invalid("which function's version?", errors=[fault])
     changes = Changes(body.params, body.version)
     how = Redriving(opened.pool, opened.store, opened.sizing, opened.egress, changes, who.key_id)
+    if not body.dry_run:
+        await opened.budgets.require(who.project_id)
     done, remaining = Redriven(), 0
     enough_s = time.monotonic() + ENOUGH_S
     # What this call makes is newer than all that it looks at.

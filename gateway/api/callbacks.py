@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions import endpoints, ids, secrets, signing, signing_keys
-from functions.egress import EgressRefused, check_url, origin_of
+from functions.egress import EgressRefused, check_url, origin_of, refused_names
 from functions.endpoints import DISABLED_BY_HAND, EndpointRow, NewEndpoint
 from functions.errors import FieldError, Invalid, NotFound
 from functions.grammar import OUTCOMES, PROJECT_EVENTS
@@ -155,7 +155,7 @@ async def create(request: Request) -> Response:
     """POST /v1/callbacks: tell an address of the project's events. Its secret is in this answer."""
     body = await read_body(request, CallbackRequest)
     opened, project = services(request), caller(request).project_id
-    _check_address(request, body.url)
+    await _check_address(request, body.url)
     secret = None if body.secret is not None else signing.new_secret()
     async with opened.pool.acquire() as conn, conn.transaction():
         if body.secret is not None:
@@ -212,7 +212,7 @@ async def change(request: Request) -> Response:
     if body.secret is not None:
         changes["secrets"] = body.secret
     if "url" in changes:
-        _check_address(request, body.url or "")
+        await _check_address(request, body.url or "")
     async with opened.pool.acquire() as conn, conn.transaction():
         before = await endpoints.read(conn, project, endpoint)
         if changes:
@@ -301,9 +301,12 @@ def _endpoint(request: Request) -> EndpointId:
     return EndpointId(found)
 
 
-def _check_address(request: Request, url: str) -> None:
+async def _check_address(request: Request, url: str) -> None:
+    policy = services(request).callback_egress
     try:
-        check_url(url, services(request).callback_egress)
+        check_url(url, policy)
+        if (leads := (await refused_names([url], policy)).get(url)) is not None:
+            raise leads
     except EgressRefused as refused:
         fault = FieldError("/url", refused.message)
         raise Invalid(f"/url: {refused.message}", code=refused.code, errors=[fault]) from None

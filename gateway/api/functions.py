@@ -19,6 +19,7 @@ from functions import registry, versions
 from functions.chaining import lock_chains
 from functions.db import Connection
 from functions.documents import load_json, pointer
+from functions.egress import refused_names
 from functions.errors import FieldError, Invalid
 from functions.ids import FunctionId, ProjectId
 from functions.manifest import LARGEST_BYTES, Manifest, parse_manifest
@@ -87,6 +88,7 @@ async def apply(request: Request) -> Response:
     if manifest.metadata.name != request.path_params["name"]:
         fault = FieldError("/metadata/name", f"is not {request.path_params['name'][:63]}, as the address says")
         raise Invalid("the manifest is another function's", errors=[fault])
+    await _check_callbacks(opened, [manifest])
     if query.dry_run:
         (planned,) = await _apply_all(opened, who.project_id, [manifest], dry_run=True)
         return JSONResponse(planned)
@@ -102,6 +104,7 @@ async def apply_several(request: Request) -> Response:
     opened, who, query = services(request), caller(request), read_query(request, ApplyQuery)
     data = await read_raw(request, SEVERAL_BYTES, media_types=(JSON,))
     manifests = await asyncio.to_thread(_parse_several, opened, data)
+    await _check_callbacks(opened, manifests)
     applied = await _apply_all(opened, who.project_id, manifests, dry_run=query.dry_run)
     enough_s = time.monotonic() + RELIMIT_S  # for all of them together
     for name in [] if query.dry_run else [each["name"] for each in applied if each["changed"]]:
@@ -110,6 +113,22 @@ async def apply_several(request: Request) -> Response:
         if row is not None:
             await _set_limits(opened, row, enough_s)
     return JSONResponse({"data": applied})
+
+
+async def _check_callbacks(opened: Services, manifests: Sequence[Manifest]) -> None:
+    """Refuse callbacks whose names lead to where nothing may be sent."""
+    places = [
+        (index, position, callback.url)
+        for index, manifest in enumerate(manifests)
+        for position, callback in enumerate(manifest.spec.callbacks)
+        if callback.url is not None
+    ]
+    refused = await refused_names([url for *_, url in places], opened.callback_egress)
+    for index, position, url in places:
+        if (error := refused.get(url)) is not None:
+            fault = FieldError(f"/spec/callbacks/{position}/url", error.message)
+            invalid = Invalid(f"{fault.pointer}: {error.message}", code=error.code, errors=[fault])
+            raise invalid if len(manifests) == 1 else _at(index, invalid)
 
 
 async def _apply_all(

@@ -23,10 +23,11 @@ from functions.secrets import SecretMissing
 from gateway.advancing import advance
 from gateway.body import JSON
 from gateway.offers import InputUnavailable, job_lease
+from gateway.peers import source_of
 from gateway.problems import Problem, kind_of
 from gateway.routes import Handler, Route, Scope, gone, node_caller, read_body, services
 from gateway.services import Services
-from nodes import registry
+from nodes import joining, registry
 from nodes.protocol import (
     ClaimAnswer,
     ClaimRequest,
@@ -53,10 +54,13 @@ async def join(request: Request) -> Response:
     """POST /node/v1/join: redeem a join token, once; again with the same credential gives the same answer."""
     body = await read_body(request, JoinRequest)
     opened = services(request)
-    async with opened.pool.acquire() as conn:
-        node = await registry.join(conn, body)
-    log.info("node joined", node=ids.encode(ids.NODE, node), slots=body.slots, version=body.version)
     settings = opened.settings
+    source = source_of(request, settings.trusted_proxies)
+    async with opened.joining, opened.pool.acquire() as conn, conn.transaction():
+        node = await joining.join(conn, body, source)
+    if isinstance(node, RGridError):
+        raise node
+    log.info("node joined", node=ids.encode(ids.NODE, node), slots=body.slots, version=body.version, source=source)
     return wire(
         JoinAnswer(node_id=ids.encode(ids.NODE, node), heartbeat_s=settings.heartbeat_s, lease_s=settings.lease_s)
     )
@@ -70,21 +74,22 @@ async def claim(request: Request) -> Response:
     left = asyncio.ensure_future(gone(request))
     stopping = asyncio.ensure_future(opened.stopping.wait())
     try:
-        while True:
-            ticket = opened.wakeups.ticket(Topic.READY)
-            answer = await _look(opened, node, body.free_slots, left)
-            rest_s = deadline - time.monotonic()
-            if answer.leases or answer.draining or rest_s <= 0 or opened.stopping.is_set():
-                return wire(answer)
-            # Not all nodes in one instant.
-            poll_s = opened.settings.poll_s * random.uniform(0.8, 1.2)  # noqa: S311
-            hint = asyncio.ensure_future(ticket.wait(min(poll_s, rest_s)))
-            try:
-                await asyncio.wait([hint, left, stopping], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                hint.cancel()
-            if left.done():
-                raise ClientDisconnect
+        with opened.dispatcher.waiting(node, body.free_slots):
+            while True:
+                ticket = opened.wakeups.ticket(Topic.READY)
+                answer = await _look(opened, node, body.free_slots, left)
+                rest_s = deadline - time.monotonic()
+                if answer.leases or answer.draining or rest_s <= 0 or opened.stopping.is_set():
+                    return wire(answer)
+                # Not all nodes in one instant.
+                poll_s = opened.settings.poll_s * random.uniform(0.8, 1.2)  # noqa: S311
+                hint = asyncio.ensure_future(ticket.wait(min(poll_s, rest_s)))
+                try:
+                    await asyncio.wait([hint, left, stopping], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    hint.cancel()
+                if left.done():
+                    raise ClientDisconnect
     finally:
         left.cancel()
         stopping.cancel()
@@ -106,19 +111,23 @@ async def _look(opened: Services, node: NodeId, free_slots: int, left: asyncio.F
             if not (free_slots := min(free_slots, standing.slots)):
                 return ClaimAnswer(leases=[])
             pools = await registry.pools_of(conn, standing)
-            async with conn.transaction():
-                claimed = await leasing.claim(
-                    conn,
-                    opened.clocks,
-                    node,
-                    pools=pools,
-                    free_slots=free_slots,
-                    node_slots=standing.slots,
-                    lease=timedelta(seconds=opened.settings.lease_s),
-                )
-                told = await _announced(conn, live_events.tell_started(conn, opened.links, claimed))
-            if told:
-                opened.wakeups.hint(Topic.DELIVERY)
+            for turn in await opened.dispatcher.turns(conn, node, standing, pools, free_slots):
+                async with conn.transaction():
+                    taken = await leasing.claim(
+                        conn,
+                        opened.clocks,
+                        node,
+                        pools=pools,
+                        free_slots=free_slots - sum(each.slots for each in claimed),
+                        node_slots=standing.slots,
+                        lease=timedelta(seconds=opened.settings.lease_s),
+                        lanes=turn.lanes,
+                        most=turn.slots,
+                    )
+                    told = await _announced(conn, live_events.tell_started(conn, opened.links, taken))
+                claimed += taken
+                if told:
+                    opened.wakeups.hint(Topic.DELIVERY)
             offers = [await _offer(opened, conn, node, each) for each in claimed]
         if left.done():
             raise ClientDisconnect
@@ -300,7 +309,7 @@ def node_route(path: str, handler: Handler, summary: str, body: type[BaseModel],
 ROUTES = (
     Route(
         "POST", "/node/v1/join", join, "Become a node", None, body=JoinRequest,
-        answers={200: JoinAnswer, 401: Problem}, tag="node",
+        answers={200: JoinAnswer, 401: Problem, 403: Problem}, tag="node",
     ),
     node_route("leases", claim, "Take work", ClaimRequest, ClaimAnswer),
     node_route("heartbeat", heartbeat, "Renew leases", HeartbeatRequest, HeartbeatAnswer),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["scheduled", "queued", "running", "succeeded", "failed", "timed_out", "cancelled", "expired"]
 
@@ -38,8 +38,11 @@ class OutputView(View):
 
 
 class Cost(View):
+    """EUR net. ``estimated`` until the job has ended and the hours that its nodes were paid for are settled."""
+
     currency: str
     amount: str
+    estimated: bool
 
 
 class JobLinks(View):
@@ -428,6 +431,41 @@ class RunList(View):
     next_cursor: str | None
 
 
+class ServerView(View):
+    """Of a rented node. ``hourly`` is EUR (net); up to ``paid_until`` its hours are paid for."""
+
+    state: Literal["planned", "creating", "booting", "ready", "draining", "deleting", "gone", "lost", "failed"]
+    type: str
+    location: str
+    hourly: str
+    created_at: datetime | None
+    paid_until: datetime | None
+    ended_at: datetime | None
+    error: str | None
+
+
+class FleetView(View):
+    """How the autoscaler stands with the cloud. ``unknown`` of the ``listed`` servers have our label and no row: 0."""
+
+    reconciled_at: datetime | None
+    listed: int
+    unknown: int
+    frozen_until: datetime | None
+    account_limit: int | None
+    problem: str | None
+    problem_at: datetime | None
+
+
+class NodeEvent(View):
+    at: datetime
+    type: str
+    detail: str | None
+
+
+class NodeEventList(View):
+    data: list[NodeEvent]
+
+
 class NodeView(View):
     id: str
     name: str
@@ -440,11 +478,13 @@ class NodeView(View):
     created_at: datetime
     joined_at: datetime | None
     last_seen_at: datetime | None
+    server: ServerView | None
 
 
 class NodeList(View):
     data: list[NodeView]
     next_cursor: str | None
+    fleet: FleetView | None
 
 
 class JoinTokenView(View):
@@ -453,3 +493,53 @@ class JoinTokenView(View):
     id: str
     join_token: str
     expires_at: datetime
+
+
+class Amount(View):
+    currency: str
+    amount: str
+
+
+class UsageRow(View):
+    """``group`` is the function's name, the day or the project; null: jobs without a function, and hours in which
+    nothing ran. ``idle`` is the part of ``cost`` for time of nodes that nothing filled."""
+
+    group: str | None
+    jobs: int
+    slot_seconds: float
+    bytes: int
+    cost: Amount
+    idle: Amount
+
+
+class UsageTotal(View):
+    jobs: int
+    slot_seconds: float
+    bytes: int
+    cost: Amount
+    idle: Amount
+
+
+class UsageView(View):
+    """Days are UTC, both included: of a job that of its end, of cost that on which the node's hour began. ``cost`` is
+    of hours that are settled, EUR net; ``reserved`` is set aside for those that are not yet."""
+
+    project: str
+    first: date = Field(alias="from")
+    last: date = Field(alias="to")
+    group_by: Literal["function", "day", "project"]
+    data: list[UsageRow]
+    total: UsageTotal
+    reserved: Amount
+    next_cursor: None
+
+
+class BudgetView(View):
+    """EUR net of a calendar month (UTC). Without a budget ``monthly`` and ``left`` are null."""
+
+    project: str
+    currency: str
+    monthly: str | None
+    spent: str
+    reserved: str
+    left: str | None

@@ -15,13 +15,16 @@ from functions import ids
 from functions.errors import NotFound
 from functions.ids import NodeId
 from gateway.api import paging
-from gateway.api.models import JoinTokenView, NodeList, NodeView, NothingMore
+from gateway.api.models import JoinTokenView, NodeEventList, NodeList, NodeView, NothingMore
 from gateway.api.paging import PageQuery
 from gateway.routes import Route, Scope, caller, read_body, read_query, services
-from nodes import registry
+from nodes import fleet, node_events, registry
+from nodes.fleet import Fleet
+from nodes.offers import HOUR, hours_begun
 from scheduler.views import rfc3339
 
 JOIN_WITHIN = timedelta(hours=1)
+EVENTS = 1000
 
 
 class NewNode(BaseModel):
@@ -48,8 +51,26 @@ async def list_nodes(request: Request) -> Response:
             limit=query.limit + 1,
             before=None if before is None else NodeId(before),
         )
-    lease_s = opened.settings.lease_s
-    return paging.page(request, rows, query, lambda row: node_view(row, lease_s), lambda row: row["id"])
+        state = await fleet.get(conn) if opened.settings.provider != "local" else None
+    lease_s, about = opened.settings.lease_s, None if state is None else fleet_view(state)
+    return paging.page(request, rows, query, lambda row: node_view(row, lease_s), lambda row: row["id"], fleet=about)
+
+
+async def show(request: Request) -> Response:
+    """GET /v1/nodes/{id}: one node."""
+    opened, account = services(request), caller(request).account_id
+    async with opened.pool.acquire() as conn:
+        row = await registry.get(conn, account, _node_of(request))
+    return JSONResponse(node_view(row, opened.settings.lease_s))
+
+
+async def list_events(request: Request) -> Response:
+    """GET /v1/nodes/{id}/events: what happened to a rented node, the oldest first; nothing for one that is not."""
+    account, node = caller(request).account_id, _node_of(request)
+    async with services(request).pool.acquire() as conn:
+        await registry.get(conn, account, node)
+        events = await node_events.of_node(conn, account, node, limit=EVENTS)
+    return JSONResponse({"data": [{**event, "at": rfc3339(event["at"])} for event in events]})
 
 
 async def add(request: Request) -> Response:
@@ -76,14 +97,18 @@ async def drain(request: Request) -> Response:
     """POST /v1/nodes/{id}/drain: give the node no more jobs; those that it has finish or are handed back."""
     await read_body(request, NothingMore)
     opened, account = services(request), caller(request).account_id
-    found = ids.decode(ids.NODE, request.path_params["id"])
-    if found is None:
-        raise NotFound("there is no such node", code="node_not_found")
-    node = NodeId(found)
+    node = _node_of(request)
     async with opened.pool.acquire() as conn:
         await registry.drain(conn, account, node)
         row = await registry.get(conn, account, node)
     return JSONResponse(node_view(row, opened.settings.lease_s))
+
+
+def _node_of(request: Request) -> NodeId:
+    found = ids.decode(ids.NODE, request.path_params["id"])
+    if found is None:
+        raise NotFound("there is no such node", code="node_not_found")
+    return NodeId(found)
 
 
 def node_view(row: Mapping[str, Any], lease_s: float) -> dict[str, Any]:
@@ -102,6 +127,35 @@ def node_view(row: Mapping[str, Any], lease_s: float) -> dict[str, Any]:
         "created_at": rfc3339(row["created_at"]),
         "joined_at": rfc3339(row["joined_at"]),
         "last_seen_at": rfc3339(row["last_seen_at"]),
+        "server": None if row["server_state"] is None else server_view(row),
+    }
+
+
+def server_view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rented node costs, and for how long it is paid."""
+    created, ended = row["server_created_at"], row["ended_at"]
+    lived = None if created is None else max((ended or row["server_now"]) - created, timedelta())
+    return {
+        "state": row["server_state"],
+        "type": row["type"],
+        "location": row["location"],
+        "hourly": str(row["hourly"]),
+        "created_at": rfc3339(created),
+        "paid_until": None if lived is None else rfc3339(created + hours_begun(lived) * HOUR),
+        "ended_at": rfc3339(ended),
+        "error": row["error"],
+    }
+
+
+def fleet_view(state: Fleet) -> dict[str, Any]:
+    return {
+        "reconciled_at": rfc3339(state.reconciled_at),
+        "listed": state.listed,
+        "unknown": state.unknown,
+        "frozen_until": rfc3339(state.frozen_until),
+        "account_limit": state.server_limit,
+        "problem": state.problem,
+        "problem_at": rfc3339(state.problem_at),
     }
 
 
@@ -110,6 +164,10 @@ ROUTES = (
           query=PageQuery, answers={200: NodeList}, tag="nodes"),
     Route("POST", "/v1/nodes", add, "Let a machine join", Scope.ADMIN,
           body=NewNode, body_required=False, answers={201: JoinTokenView}, tag="nodes"),
+    Route("GET", "/v1/nodes/{id}", show, "Show a node", Scope.ADMIN,
+          answers={200: NodeView}, tag="nodes"),
+    Route("GET", "/v1/nodes/{id}/events", list_events, "What happened to a node", Scope.ADMIN,
+          answers={200: NodeEventList}, tag="nodes"),
     Route("POST", "/v1/nodes/{id}/drain", drain, "Drain a node", Scope.ADMIN,
           body=NothingMore, body_required=False, answers={200: NodeView}, tag="nodes"),
 )  # fmt: skip

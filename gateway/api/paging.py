@@ -40,14 +40,16 @@ def page(
     query: PageQuery,
     view: Callable[[Row], dict[str, Any]],
     position: Callable[[Row], UUID],
+    **beside: object,
 ) -> Response:
-    """The answer for ``rows``, of which one more was asked for than the page holds."""
+    """The answer for ``rows``, of which one more was asked for than the page holds; ``beside`` is about all of them."""
     shown = rows[: query.limit]
     more = len(rows) > query.limit
     return JSONResponse(
         {
             "data": [view(row) for row in shown],
             "next_cursor": cursor(request, position(shown[-1])) if more else None,
+            **beside,
         }
     )
 

@@ -11,11 +11,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from functions import ids, uploads
-from functions.errors import Invalid, RGridError
-from functions.ids import JobId, ProjectId
+from functions.errors import BudgetExceeded, Invalid, RGridError
+from functions.ids import FunctionId, JobId, ProjectId
 from functions.versions import Version
 from gateway.prefer import Preference
 from gateway.routes import caller, gone, services
+from gateway.services import Services
+from scheduler import jobs
 from scheduler.jobs import Submitted
 from scheduler.queue import NewJob
 from scheduler.spill import spilled
@@ -38,6 +40,13 @@ async def submit(request: Request, new: NewJob, version: Version, preference: Pr
 async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
     """Put the job into the queue: it is committed then, as it is returned. Raises what keeps it out."""
     opened = services(request)
+    try:
+        await opened.budgets.require(new.project_id)
+    except BudgetExceeded:
+        # A repeat has its answer: it costs nothing.
+        if (before := await _made_before(opened, new)) is None:
+            raise
+        return before, new
     new, params = await spilled(opened.pool, opened.store, new)
     # What waits for a limit's lock must neither hold up the others nor take their answers with it when it fails.
     submitter = opened.submitter if new.on_limit == "queue" else opened.picky
@@ -49,6 +58,17 @@ async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
     if answer.created_at is not None and new.delay is None:
         opened.wakeups.hint(Topic.READY)
     return answer, new
+
+
+async def _made_before(opened: Services, new: NewJob) -> Submitted | None:
+    if new.idempotency_key is None or new.body_hash is None:
+        return None
+    scope = FunctionId(new.key_scope)
+    async with opened.pool.acquire() as conn:
+        before = await jobs.made_before(conn, new.project_id, scope, new.idempotency_key, new.body_hash)
+    if isinstance(before, RGridError):
+        raise before
+    return before
 
 
 async def replay(request: Request, job: JobId, preference: Preference) -> Response:

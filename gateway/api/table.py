@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.api import (
+    agent,
     artifacts,
     batches,
     bulk,
@@ -24,6 +25,7 @@ from gateway.api import (
     secrets,
     specs,
     uploads,
+    usage,
     webhooks,
 )
 from gateway.routes import Route
@@ -48,7 +50,9 @@ ROUTES: tuple[Route, ...] = (
     *deliveries.ROUTES,
     *schedules.ROUTES,
     *secrets.ROUTES,
+    *usage.ROUTES,
     *nodes.ROUTES,
+    *agent.ROUTES,
     *leases.ROUTES,
     *reports.ROUTES,
 )

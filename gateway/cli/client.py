@@ -141,7 +141,7 @@ class Api:
             cursor = answer.get("next_cursor")
             # A page may be empty and yet not the last: the gateway stops looking after a while.
             if cursor is None or len(found) >= limit:
-                return {"data": found, "next_cursor": cursor}
+                return {**answer, "data": found}
 
     @contextmanager
     def stream(

@@ -38,6 +38,8 @@ from gateway.cli import (
     schedules,
     schema,
     secrets,
+    simulate,
+    usage,
     webhook,
     webhooks,
 )
@@ -85,7 +87,7 @@ def root(
 for _module in (
     processes, demo, doctor,
     new, deploy, apply, schema, functions, webhooks, webhook, schedules, secrets, invoke, oneoff, batch, quote,
-    jobs, logs, files, repro, callbacks, deliveries, nodes, contexts,
+    jobs, logs, files, repro, callbacks, deliveries, nodes, usage, simulate, contexts,
 ):  # fmt: skip
     _module.register(app)
 

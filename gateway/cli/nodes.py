@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.cli.options import Json, ListsByDefault, connected, plain_id
-from gateway.cli.output import age, note, out, out_json, table
+from gateway.cli.output import age, fields, note, out, out_json, table
 
 if TYPE_CHECKING:
     from gateway.cli.client import Api
 
-nodes = typer.Typer(help="List, add and drain nodes.", cls=ListsByDefault)
+nodes = typer.Typer(help="List, show, add and drain nodes.", cls=ListsByDefault)
 
 
 def register(app: typer.Typer) -> None:
@@ -32,15 +32,17 @@ def list_nodes(
         out_json(found)
         return
     table(
-        ("ID", "NAME", "STATE", "RUNNING", "SLOTS", "VERSION", "LAST SEEN"),
+        ("ID", "NAME", "STATE", "RUNNING", "SLOTS", "SERVER", "EUR/H", "PAID UNTIL", "LAST SEEN"),
         (
             (
                 one["id"],
                 one["name"],
-                one["state"],
+                _state(one),
                 one["running"],
                 one["slots"],
-                one["version"],
+                _server(one),
+                (one["server"] or {}).get("hourly"),
+                (one["server"] or {}).get("paid_until"),
                 age(one["last_seen_at"]),
             )
             for one in found["data"]
@@ -49,6 +51,65 @@ def list_nodes(
     )
     if found["next_cursor"]:
         note(f"there are more than {limit}: see them with --limit")
+    if (found.get("fleet") or {}).get("problem"):
+        note(f"problem: {found['fleet']['problem']}")
+
+
+@nodes.command()
+@connected
+def show(
+    api: Api,
+    node_id: Annotated[str, typer.Argument(metavar="ID", help="The node's id.", callback=plain_id)],
+    as_json: Json = False,
+) -> None:
+    """Show one node."""
+    found = api.get(f"/v1/nodes/{node_id}")
+    if as_json:
+        out_json(found)
+        return
+    server = found["server"] or {}
+    fields(
+        [
+            ("id", found["id"]),
+            ("name", found["name"]),
+            ("state", _state(found)),
+            ("running", f"{found['running']} of {found['slots']}"),
+            ("version", found["version"]),
+            ("server", _server(found)),
+            ("EUR/h", server.get("hourly")),
+            ("paid until", server.get("paid_until")),
+            ("error", server.get("error")),
+            ("last seen", age(found["last_seen_at"])),
+            *found["facts"].items(),
+        ]
+    )
+
+
+@nodes.command()
+@connected
+def events(
+    api: Api,
+    node_id: Annotated[str, typer.Argument(metavar="ID", help="The node's id.", callback=plain_id)],
+    as_json: Json = False,
+) -> None:
+    """Show what happened to a rented node, in order."""
+    found = api.get(f"/v1/nodes/{node_id}/events")
+    if as_json:
+        out_json(found)
+    else:
+        table(("AT", "EVENT", ""), ((event["at"], event["type"], event["detail"]) for event in found["data"]))
+
+
+def _state(node: dict[str, Any]) -> str:
+    """The node's, or the server's while there is no node on it."""
+    server = node["server"]
+    before_or_after = server is not None and node["state"] in ("joining", "gone")
+    return str(server["state"] if before_or_after else node["state"])
+
+
+def _server(node: dict[str, Any]) -> str | None:
+    server = node["server"]
+    return None if server is None else f"{server['type']}@{server['location']}"
 
 
 @nodes.command()

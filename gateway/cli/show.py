@@ -66,6 +66,7 @@ def _fields(job: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "created", f"{job['created_at']} ({age(job['created_at'])})"
     yield "took", _took(job)
     yield "node", job["node"]
+    yield "cost", _cost(job["cost"])
     yield "callback", job["callback_url"]
 
 
@@ -88,6 +89,13 @@ def _took(job: dict[str, Any]) -> str:
     if job["queue_ms"]:
         parts.append(f"queued {span(timedelta(milliseconds=job['queue_ms']))}")
     return ", ".join(parts)
+
+
+def _cost(cost: dict[str, Any]) -> str | None:
+    """None for what costs nothing, as on machines of one's own."""
+    if not cost["amount"].strip("0."):
+        return None
+    return f"{cost['amount']} {cost['currency']}{' so far' if cost.get('estimated') else ''}"
 
 
 def _note(job: dict[str, Any]) -> str:

@@ -47,15 +47,15 @@ class StartError(Exception):
     """The agent cannot work here. The message is one line that says what to do."""
 
 
-async def run(config: AgentConfig) -> int:
-    """Be a node until told to stop; returns the process's exit status.
+async def run(config: AgentConfig, *, ready: Callable[[], None] = lambda: None) -> int:
+    """Be a node until told to stop; returns the process's exit status. ``ready`` is called once it has joined.
 
     The first SIGTERM or SIGINT drains: nothing more is claimed, what runs may end within ``drain_s``. The second
     one hands back at once what runs.
     """
     threads = min(THREADS_MOST, THREADS_FIXED + THREADS_PER_SLOT * config.slots)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "agent"))
-    agent = _Agent(config)
+    agent = _Agent(config, ready)
     work = asyncio.create_task(agent.run())
     with _signals(lambda: agent.stop() or work.cancel()):
         try:
@@ -90,8 +90,9 @@ async def clear(config: AgentConfig) -> None:
 
 
 class _Agent:
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, ready: Callable[[], None]) -> None:
         self._config = config
+        self._ready = ready
         self._worker: Worker | None = None
         self._stopping = False
 
@@ -188,6 +189,7 @@ class _Agent:
                     leave_on_exit=config.leave_on_exit,
                 )
                 log.info("ready", node=identity.node_id, slots=config.slots, adopted=len(found.adopt))
+                self._ready()
                 await self._worker.run(found.adopt, found.hand_back)
             finally:
                 await client.aclose()

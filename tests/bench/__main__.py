@@ -11,12 +11,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.bench import deliveries, ingress, lists, noop, queue, schedules, webhooks
+from tests.bench import deliveries, fleet, ingress, lists, noop, queue, schedules, webhooks
 from tests.bench.rounds import Measured, machine, table
 from tests.postgres import start_postgres
 from tests.s3 import S3Server
 
-PARTS = ("noop", "ingress", "webhooks", "queue", "schedules", "deliveries", "lists")
+PARTS = ("noop", "ingress", "webhooks", "queue", "schedules", "deliveries", "lists", "fleet")
 
 
 async def run(parts: list[str], folder: Path) -> list[Measured]:
@@ -41,6 +41,8 @@ async def run(parts: list[str], folder: Path) -> list[Measured]:
                 found = await deliveries.measure(folder / "deliveries", postgres, s3)
             elif part == "lists":
                 found = await lists.measure(postgres, s3)
+            elif part == "fleet":
+                found = [await fleet.measure(postgres)]
             else:
                 found = [await queue.measure(postgres)]
             for each in found:

@@ -18,7 +18,7 @@ from gateway.services import Services
 from tests.gateway.conftest import client_of
 from tests.gateway.making import key_client
 
-VALUES = dict.fromkeys(("name", "function", "id", "job", "token", "webhook", "receipt"), "nothing") | {"project": "default"}
+VALUES = dict.fromkeys(("name", "function", "id", "job", "token", "webhook", "receipt", "sha256"), "nothing") | {"project": "default"}
 PEOPLES = [route for route in ROUTES if route.scope not in (None, Scope.NODE)]
 
 

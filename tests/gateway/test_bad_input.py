@@ -20,7 +20,8 @@ from tests.gateway.conftest import BOOTSTRAP_KEY, client_of
 from tests.gateway.making import join_node, make_function, make_one_of_each
 
 VALUES = {"name": "thumbnail", "id": f"job_{'0' * 32}", "job": f"job_{'0' * 32}", "token": "x" * 32,
-          "project": "default", "function": "thumbnail", "webhook": "in", "receipt": f"rcp_{'0' * 32}"}  # fmt: skip
+          "project": "default", "function": "thumbnail", "webhook": "in", "receipt": f"rcp_{'0' * 32}",
+          "sha256": "0" * 64}  # fmt: skip
 TAKES_ANYTHING = ("/f/{project}/{function}", "/hooks/{project}/{function}/{webhook}")
 """A body of any type and any params in the query: test_files and test_hooks have what they refuse."""
 BODY_ROUTES = [route for route in ROUTES if route.media_types and route.path not in TAKES_ANYTHING]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import httpx
 import pytest
 from pydantic import ValidationError
 
-from functions.egress import EgressFailed, EgressRefused, exchange
+from functions.egress import EgressFailed, EgressRefused, exchange, refused_names
+from gateway.api import callbacks, functions
 from gateway.settings import Settings
 from tests.gateway.conftest import make_settings
 from tests.gateway.making import make_function, manifest
@@ -58,3 +62,23 @@ async def test_our_own_addresses_are_refused_when_they_are_called(settings: Sett
 async def test_a_list_that_means_nothing_is_an_error_at_start(settings: Settings) -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate(settings.model_dump() | {"callback_deny": "10.0.0.1/8"})
+
+
+async def test_a_name_that_leads_inside_is_refused_when_it_is_registered(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolver(host: str, _port: int) -> Sequence[str]:
+        return ["10.0.0.1"] if host.startswith("inside") else ["93.184.215.14"]
+
+    for module in (callbacks, functions):
+        monkeypatch.setattr(module, "refused_names", partial(refused_names, resolver=resolver))
+    for name, status in (("inside", 422), ("public", 201)):
+        url = f"https://{name}.example/hook"
+        named = await api.post("/v1/callbacks", json={"url": url})
+        applied = await api.put(f"/v1/functions/{name}", json=manifest(name, callbacks=[{"url": url}]))
+        several = await api.post("/v1/functions", json={"manifests": [manifest(name, callbacks=[{"url": url}])]})
+        assert (named.status_code, applied.status_code) == (status, status)
+        assert (several.status_code == 200) == (status == 201)
+        if status == 422:
+            assert {named.json()["code"], applied.json()["code"], several.json()["code"]} == {"url_refused"}
+            assert applied.json()["errors"][0]["pointer"] == "/spec/callbacks/0/url"

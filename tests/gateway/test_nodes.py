@@ -8,11 +8,12 @@ import httpx
 import pytest
 
 from functions import ids
-from gateway.api.models import JoinTokenView, NodeList, NodeView
+from gateway.api.models import JoinTokenView, NodeEventList, NodeList, NodeView
 from gateway.services import Services
-from nodes import registry
+from nodes import registry, servers
 from nodes.protocol import JoinRequest
 from tests.gateway.making import claim, key_client, make_function, make_job, make_node
+from tests.nodes.renting import rent
 
 CREDENTIAL = "a" * 64
 
@@ -94,3 +95,33 @@ async def test_nodes_are_the_operators(shared_services: Services, scope: str) ->
             await client.post(f"/v1/nodes/node_{'0' * 32}/drain"),
         ):
             assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+async def test_a_rented_node_shows_its_server_and_what_happened_to_it(
+    api: httpx.AsyncClient, services: Services
+) -> None:
+    async with services.pool.acquire() as conn:
+        account = await conn.fetchval("SELECT account_id FROM projects WHERE slug = 'default'")
+        node, _ = await rent(conn, account, age=timedelta(minutes=90))
+    name = ids.encode(ids.NODE, node)
+    shown = NodeView.model_validate_json((await api.get(f"/v1/nodes/{name}")).content)
+    assert (shown.state, shown.provider) == ("ready", "hetzner")
+    assert shown.server is not None
+    assert (shown.server.state, shown.server.type, shown.server.hourly) == ("ready", "cx23", "0.0096")
+    assert shown.server.created_at is not None
+    assert shown.server.paid_until == shown.server.created_at + timedelta(hours=2)
+    events = NodeEventList.model_validate_json((await api.get(f"/v1/nodes/{name}/events")).content).data
+    assert [event.type for event in events] == ["planned", "booting", "ready"]
+    async with services.pool.acquire() as conn:
+        await servers.delete(conn, node, reason="a test wants it", now=datetime.now(UTC))
+    (listed,) = NodeList.model_validate_json((await api.get("/v1/nodes")).content).data
+    assert listed.server is not None
+    assert (listed.state, listed.server.state, listed.server.error) == ("gone", "deleting", "a test wants it")
+
+
+async def test_a_purchase_that_failed_is_no_node(api: httpx.AsyncClient, services: Services) -> None:
+    async with services.pool.acquire() as conn:
+        account = await conn.fetchval("SELECT account_id FROM projects WHERE slug = 'default'")
+        node, _ = await rent(conn, account)
+        await servers.end(conn, node, servers.State.FAILED, at=datetime.now(UTC), error="out of stock")
+    assert (await api.get("/v1/nodes")).json()["data"] == []

@@ -15,6 +15,7 @@ import pytest
 
 from functions import endpoints, schedules, webhooks
 from functions.db import Connection
+from gateway import dispatching
 from gateway.database import open_pool
 from scheduler import (
     deliveries,
@@ -156,7 +157,8 @@ class Planned:
 
 NOBODY = "'00000000-0000-0000-0000-000000000000'"
 HOT = {
-    "claim": (leasing.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s'", 250),
+    "claim": (leasing.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s', ARRAY[0, 1]::smallint[], 8", 250),
+    "peek": (dispatching.PEEK, "ARRAY[{pool}], 2, 20", 200),
     "heartbeat": (
         leasing.HEARTBEAT,
         "'{node}', '20s', ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY[0.5]::real[], ARRAY['{{}}']",

@@ -175,6 +175,9 @@ async def test_nodes_are_added_listed_and_drained(call: Connected) -> None:
     with await asyncio.to_thread(Worker, call.url, token) as worker:
         listed = (await call("nodes", "list")).out.splitlines()
         assert listed[1].startswith(f"{worker.node_id}  left  ready  0        4")
+        shown = (await call("nodes", "show", worker.node_id)).out
+        assert "0 of 4" in shown and "ready" in shown
+        assert (await call("nodes", "events", worker.node_id, "--json")).json == {"data": []}
         assert (await call("nodes", "drain", worker.node_id)).out == "left draining\n"
     (node,) = (await call("nodes", "--json")).json["data"]
     assert node["state"] == "draining"

@@ -1,0 +1,25 @@
+"""The image of a machine: made once by ``rootfs.sh``, and again when that changes."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+RECIPE = Path(__file__).parent / "rootfs.sh"
+
+
+def machine_image() -> str:
+    """The tag of an image whose /lib/systemd/systemd boots as a machine would."""
+    tag = f"rgrid-test-machine:{hashlib.sha256(RECIPE.read_bytes()).hexdigest()[:12]}"
+    if subprocess.run(["docker", "image", "inspect", tag], capture_output=True, check=False).returncode == 0:
+        return tag
+    with tempfile.TemporaryDirectory(prefix="rgrid-rootfs-") as folder:
+        root = Path(folder, "root")
+        made = subprocess.run(["sh", str(RECIPE), str(root)], capture_output=True, text=True, check=False)
+        assert made.returncode == 0, f"{made.stdout[-2000:]}\n{made.stderr[-2000:]}"
+        with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as packed:
+            subprocess.run(["docker", "import", "-", tag], stdin=packed.stdout, check=True, capture_output=True)
+        assert packed.returncode == 0
+    return tag
