@@ -31,12 +31,14 @@ MACHINE_TESTS := tests/nodes tests/attacks tests/e2e tests/chaos tests/gateway/t
 
 unit: setup
 	@echo "== tests, PostgreSQL 18"
-	@$(BIN)/python -m pytest -q $(addprefix --ignore=,$(MACHINE_TESTS))
+	@$(BIN)/python -m pytest -q $(addprefix --ignore=,$(MACHINE_TESTS) tests/boot)
 	@$(MAKE) old-postgres
 
 machine: setup
 	@echo "== tests of nodes and of whole instances, Docker"
 	@$(BIN)/python -m pytest -q $(MACHINE_TESTS)
+	@echo "== a rented server, from its purchase to its deletion"
+	@$(BIN)/python -m pytest -q tests/boot
 
 old-postgres: setup
 	@echo "== migrations and queue, PostgreSQL $(OLD_POSTGRES)"
@@ -60,9 +62,9 @@ check: setup  ## ruff, mypy --strict, import contracts
 agent: setup  ## the agent's files for rented nodes, in dist/agent: one for each Python and processor
 	@$(BIN)/python scripts/build_agent.py
 
-boot: setup  ## a rented server from its purchase to its deletion: real systemd, cloud-init and Docker; the first time 3 minutes more
+boot: setup  ## a rented server from its purchase to its deletion: real systemd, cloud-init and Docker, 2 minutes
 	@PYTHON=$(PYTHON) scripts/system.sh install boot
-	@RGRID_TEST_BOOT=1 scripts/system.sh run $(BIN)/python -m pytest -q tests/boot
+	@scripts/system.sh run $(BIN)/python -m pytest -q tests/boot
 
 bench: setup  ## what RGrid costs beside what one would do without it, a few minutes (ARGS='--save FILE' keeps every round)
 	@scripts/system.sh run $(BIN)/python -m tests.bench $(ARGS)

@@ -48,9 +48,14 @@ _A_LEAP_YEAR = datetime(2024, 1, 1)
 def check_line(line: str) -> None:
     """Raise ``ValueError``, in plain words, for a line that cannot be read or never fires."""
     try:
-        croniter(_plain(line), _A_LEAP_YEAR).get_next(datetime)
+        _steps(line, _A_LEAP_YEAR).get_next(datetime)
     except CroniterBadDateError:
         raise ValueError("never fires: there is no such date") from None
+
+
+def _steps(line: str, wall: datetime) -> croniter:
+    plain, either_day = _plain(line)
+    return croniter(plain, wall, day_or=either_day)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,9 @@ class Cron:
 
 
 @lru_cache(maxsize=4096)
-def _plain(line: str) -> str:
-    """The line as croniter cannot mistake it: lists of numbers, ``*`` where all values are meant."""
+def _plain(line: str) -> tuple[str, bool]:
+    """The line as croniter cannot mistake it: lists of numbers, ``*`` where all values are meant. And whether one of
+    the two fields for days is enough: as in Vixie's cron, unless one of them begins with ``*``."""
     if len(line) > LONGEST_LINE:
         raise ValueError(f"is longer than {LONGEST_LINE} characters")
     if not line.isascii() or not line.isprintable():
@@ -90,7 +96,7 @@ def _plain(line: str) -> str:
     if line.startswith("@"):
         if line not in ALIASES:
             raise ValueError(f"there is no {shown(line)}: write five fields, or one of {', '.join(ALIASES)}")
-        return ALIASES[line]
+        return ALIASES[line], False
     fields = line.split()
     if len(fields) == 6:
         raise ValueError("has six fields: a schedule has no seconds, leave that field out")
@@ -98,7 +104,11 @@ def _plain(line: str) -> str:
         raise ValueError(f"needs five fields ({', '.join(FIELDS)}) and has {len(fields)}")
     if "#" in fields[4] and fields[2] != "*":
         raise ValueError("#, a weekday of the month, goes with * as the day of the month only")
-    return " ".join(_plain_field(number, field) for number, field in enumerate(fields))
+    plain = [_plain_field(number, field) for number, field in enumerate(fields)]
+    either_day = not (fields[2].startswith("*") or fields[4].startswith("*"))
+    if either_day and "*" in (plain[2], plain[4]):
+        plain[2] = plain[4] = "*"
+    return " ".join(plain), either_day
 
 
 def _plain_field(number: int, field: str) -> str:
@@ -156,7 +166,7 @@ def _value(number: int, text: str) -> int:
 @lru_cache(maxsize=8192)
 def _after(line: str, timezone: str, at: datetime) -> datetime | None:
     zone = timezones.zone(timezone)
-    steps = croniter(_plain(line), _wall(at, zone))
+    steps = _steps(line, _wall(at, zone))
     try:
         # While the clock repeats minutes, those that it has had are stepped over.
         while (found := _reached(steps.get_next(datetime), zone)) <= at:
@@ -173,7 +183,7 @@ def _up_to(line: str, timezone: str, since: datetime, until: datetime, most: int
     # In a repeated hour the clock has been further on than it is.
     local = until.astimezone(zone)
     ahead = max(_offset(local.replace(fold=0)) - _offset(local), timedelta(0))
-    steps = croniter(_plain(line), _wall(until, zone) + ahead + MINUTE)
+    steps = _steps(line, _wall(until, zone) + ahead + MINUTE)
     while len(found) < most:
         try:
             at = _reached(steps.get_prev(datetime), zone)

@@ -1,4 +1,4 @@
-"""Endpoints of callbacks: where a project's events go. Owns ``callback_endpoints``.
+"""Endpoints of callbacks: where a project's events go. Owns ``callback_endpoints``; ``endpoint_health`` has part of it.
 
 Those that a manifest names have rows, too, kept by applies of their function. What a job of a version tells whom is
 said by the version's manifest; the row is who that is: what its messages are signed with, whether it is disabled.
@@ -7,7 +7,7 @@ said by the version's manifest; the row is who that is: what its messages are si
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from uuid import UUID
 
 from functions import faults, ids
 from functions.db import Connection, Row
+from functions.endpoint_health import DISABLED_BY_HAND
 from functions.errors import Conflict, NotFound
 from functions.faults import Fault
 from functions.grammar import Callback
@@ -87,62 +88,9 @@ DELETE_ENDPOINT = """
 DELETE FROM callback_endpoints WHERE id = $1
 """
 
-DISABLE_ENDPOINT = """
--- disable_endpoint
-UPDATE callback_endpoints SET disabled_at = now(), disabled_reason = $3, updated_at = now()
- WHERE project_id = $1 AND id = $2 AND disabled_at IS NULL
-RETURNING id
-"""
-
-# By the row as it is now: it may have been given another address meanwhile, or have taken another message.
-DISABLE_BY_ANSWER = """
--- disable_endpoint_by_answer
-UPDATE callback_endpoints SET disabled_at = now(), disabled_reason = $4, updated_at = now()
- WHERE project_id = $1 AND id = $2 AND url = $3 AND disabled_at IS NULL
-   AND ($5::interval IS NULL OR failing_since <= now() - $5::interval)
-RETURNING id
-"""
-
-READ_DISABLED = """
--- read_disabled_endpoint
-SELECT e.url, functions.name AS function, e.failing_since, e.disabled_at, e.disabled_reason
-  FROM callback_endpoints e LEFT JOIN functions ON functions.id = e.function_id
- WHERE e.project_id = $1 AND e.id = $2
-"""
-
-ENABLE_ENDPOINT = """
--- enable_endpoint
-UPDATE callback_endpoints SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL, updated_at = now()
- WHERE project_id = $1 AND id = $2 AND disabled_at IS NOT NULL
-"""
-
-# One that fails, or does not, changes nothing by doing so again.
-NOTE_ANSWER = """
--- note_answer_of_endpoint
-UPDATE callback_endpoints SET failing_since = CASE WHEN $2 THEN NULL ELSE now() END
- WHERE id = $1 AND (failing_since IS NULL) <> $2
-"""
-
 SET_KEY = """
 -- set_key_of_endpoint
 UPDATE callback_endpoints SET signing_key = $2, updated_at = now() WHERE id = $1
-"""
-
-LISTENERS = """
--- listeners
-SELECT id, function_id, url, events, functions, disabled_at IS NULL AS enabled FROM callback_endpoints
- WHERE project_id = $1 AND coalesce(function_id, '00000000-0000-0000-0000-000000000000') = ANY ($2::uuid[])
-"""
-
-FOR_SENDING = """
--- endpoints_for_sending
-SELECT id, disabled_reason, failing_since, secrets, signing_key FROM callback_endpoints
- WHERE project_id = $1 AND id = ANY ($2)
-"""
-
-STATES = """
--- states_of_endpoints
-SELECT id, url, disabled_at IS NULL AS enabled, updated_at FROM callback_endpoints WHERE project_id = $1
 """
 
 FORGET_RETIRED = """
@@ -156,26 +104,7 @@ KNOWN_FUNCTIONS = """
 SELECT name FROM functions WHERE project_id = $1 AND name = ANY ($2) AND deleted_at IS NULL
 """
 
-PROJECT_WIDE = UUID(int=0)
-"""In place of a function, for endpoints that are of none."""
-DISABLED_BY_HAND = "disabled by hand"
 CHANGEABLE = ("url", "events", "functions", "description", "secrets")
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """An endpoint as far as it decides what is told to it. ``function_id`` is that of the manifest that names it."""
-
-    id: EndpointId
-    function_id: FunctionId | None
-    url: str
-    events: tuple[str, ...]
-    functions: tuple[str, ...] | None
-    enabled: bool
-
-    def wants(self, kind: str, function: str | None) -> bool:
-        """Whether an endpoint of the project hears of this event of a function's, or of a job without one."""
-        return kind in self.events and (self.functions is None or function in self.functions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,38 +138,6 @@ class EndpointRow:
     rotating_until: datetime | None
     created_at: datetime
     updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Sendable:
-    """An endpoint as its sender needs it: what signs, and whether it is sent anything at all."""
-
-    id: EndpointId
-    disabled_reason: str | None
-    failing_since: datetime | None
-    secrets: tuple[str, ...] | None
-    signing_key: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointState:
-    """An endpoint as another server that sends for us has to know it."""
-
-    id: EndpointId
-    url: str
-    enabled: bool
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Disabled:
-    """What there is to tell of an endpoint that is sent nothing more; ``function`` as in ``EndpointRow``."""
-
-    url: str
-    function: str | None
-    failing_since: datetime | None
-    disabled_at: datetime
-    disabled_reason: str
 
 
 async def sync(conn: Connection, project: ProjectId, function: FunctionId, callbacks: Sequence[Callback]) -> None:
@@ -316,42 +213,6 @@ async def delete(conn: Connection, project: ProjectId, endpoint: EndpointId) -> 
     await conn.execute(DELETE_ENDPOINT, endpoint)
 
 
-async def disable(conn: Connection, project: ProjectId, endpoint: EndpointId, reason: str) -> bool:
-    """Send it nothing more; False if it is disabled already, or gone. Ending what waits is up to the caller."""
-    return await conn.fetchval(DISABLE_ENDPOINT, project, endpoint, reason) is not None
-
-
-async def disable_by_answer(
-    conn: Connection,
-    project: ProjectId,
-    endpoint: EndpointId,
-    url: str,
-    reason: str,
-    *,
-    failing_for: timedelta | None = None,
-) -> bool:
-    """Like ``disable``, for what came of a message to ``url``; with ``failing_for`` if none was taken for so long."""
-    return await conn.fetchval(DISABLE_BY_ANSWER, project, endpoint, url, reason, failing_for) is not None
-
-
-async def read_disabled(conn: Connection, project: ProjectId, endpoint: EndpointId) -> Disabled:
-    """One that was disabled in this transaction, whether a manifest still names it or not."""
-    row = await conn.fetchrow(READ_DISABLED, project, endpoint)
-    assert row is not None
-    return Disabled(**row)
-
-
-async def enable(conn: Connection, project: ProjectId, endpoint: EndpointId) -> None:
-    """Send it what comes from now on."""
-    await conn.execute(ENABLE_ENDPOINT, project, endpoint)
-
-
-async def note_answer(conn: Connection, endpoint: EndpointId, *, good: bool) -> None:
-    """Whether it took a message: ``failing_since`` begins with the first one that it did not, and ends with the next
-    that it does."""
-    await conn.execute(NOTE_ANSWER, endpoint, good)
-
-
 async def lock_for_rotation(conn: Connection, project: ProjectId, endpoint: EndpointId) -> bytes:
     """The endpoint's own key, sealed, locked until the transaction's end.
 
@@ -372,48 +233,6 @@ async def lock_for_rotation(conn: Connection, project: ProjectId, endpoint: Endp
 
 async def set_key(conn: Connection, endpoint: EndpointId, sealed: bytes) -> None:
     await conn.execute(SET_KEY, endpoint, sealed)
-
-
-async def listeners(conn: Connection, project: ProjectId, functions: Iterable[FunctionId | None]) -> list[Listener]:
-    """The project's endpoints and those of these functions, disabled ones included, in no set order."""
-    wanted = {PROJECT_WIDE, *(function for function in functions if function is not None)}
-    return [listener(row) for row in await conn.fetch(LISTENERS, project, list(wanted))]
-
-
-def listener(row: Mapping[str, Any]) -> Listener:
-    """Of a row, or of one that a statement has made JSON of."""
-    function, asked = row["function_id"], row["functions"]
-    return Listener(
-        EndpointId(_uuid(row["id"])),
-        None if function is None else FunctionId(_uuid(function)),
-        row["url"],
-        tuple(row["events"]),
-        None if asked is None else tuple(asked),
-        row["enabled"],
-    )
-
-
-def _uuid(value: UUID | str) -> UUID:
-    return UUID(value) if isinstance(value, str) else value
-
-
-async def for_sending(
-    conn: Connection, project: ProjectId, wanted: Collection[EndpointId]
-) -> dict[EndpointId, Sendable]:
-    """Those of the endpoints that there still are."""
-    if not wanted:
-        return {}
-    return {
-        row["id"]: Sendable(
-            row["id"], row["disabled_reason"], row["failing_since"], _tuple(row["secrets"]), row["signing_key"]
-        )
-        for row in await conn.fetch(FOR_SENDING, project, list(wanted))
-    }
-
-
-async def states(conn: Connection, project: ProjectId) -> list[EndpointState]:
-    """All of the project's endpoints, those that no manifest names any more as well."""
-    return [EndpointState(**row) for row in await conn.fetch(STATES, project)]
 
 
 async def forget_retired(conn: Connection, *, limit: int, unused: timedelta = UNUSED) -> int:

@@ -210,7 +210,6 @@ CODES = {
     "node_not_ready": "The node is not ready",
     "not_acceptable": "The answer does not come in that form",
     "not_found": "There is no such thing",
-    "not_supported_yet": "This release does not support it yet",
     "oom_killed": "The job used too much memory",
     "output_missing": "The job did not write a required output",
     "output_rejected": "An output of the job is no plain file",

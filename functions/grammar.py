@@ -41,7 +41,6 @@ CALLBACK_DISABLED = "callback.disabled"
 PROJECT_EVENTS = (*EVENTS, CALLBACK_DISABLED)
 """What an endpoint of the project may want to hear of."""
 CAUSES = ("error", "timeout", "oom")
-EXIT = "exit:"
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _EXIT = re.compile(r"exit:([1-9][0-9]{0,2})")

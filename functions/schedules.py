@@ -1,8 +1,8 @@
 """The schedules of functions. Owns ``schedules``.
 
 Those of a manifest are rows that an apply makes, changes and takes away in its own transaction; those that were made
-over the API (origin ``api``) survive applies. A function that is deleted takes all of them with it. ``next_at`` moves
-on in the transaction that makes the jobs of a planned time, by the database's clock.
+over the API (origin ``api``) survive applies. A function that is deleted takes all of them with it. What happens to one
+whose time has come is in ``due_schedules``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
-
-import structlog
-from pydantic import ValidationError
 
 from functions import faults, ids, versions
 from functions.cron import Cron
@@ -24,16 +21,13 @@ from functions.db import Connection, Row
 from functions.documents import pointer
 from functions.errors import Conflict, NotFound
 from functions.faults import Fault
-from functions.ids import FunctionId, ProjectId, ScheduleId, VersionId
+from functions.ids import FunctionId, ProjectId, ScheduleId
 from functions.quantities import format_duration
 from functions.schedule_spec import MOST_SCHEDULES, ScheduleSpec
-
-log = structlog.get_logger(__name__)
 
 Origin = Literal["manifest", "api"]
 MOST_OF_A_FUNCTION = 5 * MOST_SCHEDULES
 LAST = UUID(int=2**128 - 1)
-ODD_AGAIN = timedelta(minutes=1)
 CACHED_CHARACTERS = 1000
 """Of params: of some thousands of schedules they stay in memory."""
 
@@ -99,6 +93,11 @@ DELETE_SCHEDULE = """
 DELETE FROM schedules WHERE project_id = $1 AND id = $2 AND origin = 'api' RETURNING id
 """
 
+HOLD_SCHEDULE = """
+-- hold_schedule
+SELECT true FROM schedules WHERE project_id = $1 AND id = $2 FOR KEY SHARE
+"""
+
 LOCK_SCHEDULE = """
 -- lock_schedule
 SELECT cron, timezone, paused_at, now() AS now FROM schedules WHERE project_id = $1 AND id = $2 FOR UPDATE
@@ -145,37 +144,6 @@ SELECT s.*, functions.name AS function, last.planned_at AS last_planned_at, last
  WHERE s.project_id = $1 AND s.id = $2
 """
 
-# Whoever changes or deletes a schedule waits until its times of now are dealt with; another round passes it by.
-DUE_SCHEDULES = """
--- due_schedules
-WITH due AS (
-    SELECT id, project_id, function_id, name, cron, timezone, params, overlap, catch_up, jitter, next_at
-      FROM schedules WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
-)
-SELECT due.*, now() AS now, current.version_id, current.image_digest
-  FROM due CROSS JOIN LATERAL (
-    SELECT v.id AS version_id, v.image_digest
-      FROM functions JOIN function_versions v ON v.function_id = functions.id AND v.number = functions.current_number
-     WHERE functions.id = due.function_id LIMIT 1) current
-"""
-
-MOVE_SCHEDULES = """
--- move_schedules
-UPDATE schedules SET next_at = m.next_at, due_at = m.next_at
-  FROM unnest($1::uuid[], $2::timestamptz[]) m (id, next_at)
- WHERE schedules.id = m.id
-"""
-
-POSTPONE_SCHEDULES = """
--- postpone_schedules
-UPDATE schedules SET due_at = now() + $2::interval WHERE id = ANY ($1)
-"""
-
-NEXT_DUE = """
--- next_due_schedule
-SELECT extract(epoch FROM min(due_at) - now())::float8 FROM schedules WHERE due_at IS NOT NULL
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
@@ -204,20 +172,6 @@ class ScheduleRow:
         if self.next_at is None:
             return []
         return [self.next_at, *self.spec.times.upcoming(self.next_at, count - 1)]
-
-
-@dataclass(frozen=True, slots=True)
-class DueSchedule:
-    """A schedule whose time has come, by the database's clock, with its function's current version; locked."""
-
-    id: ScheduleId
-    project_id: ProjectId
-    function_id: FunctionId
-    version_id: VersionId
-    image_digest: str | None
-    spec: ScheduleSpec
-    next_at: datetime
-    now: datetime
 
 
 async def sync(conn: Connection, project: ProjectId, function: FunctionId, wanted: Sequence[ScheduleSpec]) -> None:
@@ -296,6 +250,13 @@ async def set_paused(conn: Connection, project: ProjectId, schedule: ScheduleId,
     return await get(conn, project, schedule)
 
 
+async def hold(conn: Connection, project: ProjectId, schedule: ScheduleId) -> None:
+    """Keep it from being deleted until the transaction's end: a delete that comes now finds what this one makes.
+    Raises ``NotFound``."""
+    if not await conn.fetchval(HOLD_SCHEDULE, project, schedule):
+        raise not_found()
+
+
 async def get(conn: Connection, project: ProjectId, schedule: ScheduleId) -> ScheduleRow:
     """Raises ``NotFound``."""
     row = await conn.fetchrow(GET_SCHEDULE, project, schedule)
@@ -317,47 +278,6 @@ async def list_schedules(
     return [_row(row) for row in await conn.fetch(LIST_SCHEDULES, project, limit, before or LAST, function, name)]
 
 
-async def due(conn: Connection, *, limit: int) -> list[DueSchedule]:
-    """Lock and return schedules whose time has come. The caller moves or postpones them in the same transaction.
-
-    One that this release cannot read (a newer one knows more time zones) waits, and does not stop the others.
-    """
-    found, odd = [], []
-    for row in await conn.fetch(DUE_SCHEDULES, limit):
-        try:
-            spec = _spec(row)
-        except ValidationError as error:
-            log.error("schedule cannot be read", schedule=ids.encode(ids.SCHEDULE, row["id"]), error=str(error))
-            odd.append(row["id"])
-            continue
-        found.append(
-            DueSchedule(
-                row["id"], row["project_id"], row["function_id"], row["version_id"], row["image_digest"], spec,
-                row["next_at"], row["now"],
-            )
-        )  # fmt: skip
-    await postpone(conn, odd, ODD_AGAIN)
-    return found
-
-
-async def move(conn: Connection, moved: Sequence[tuple[ScheduleId, datetime | None]]) -> None:
-    """Set when they come next, in the transaction that has dealt with the times before."""
-    if moved:
-        await conn.execute(MOVE_SCHEDULES, [each for each, _ in moved], [at for _, at in moved])
-
-
-async def postpone(conn: Connection, schedules: Sequence[ScheduleId], pause: timedelta) -> None:
-    """Look at them again after ``pause``: what their jobs need does not answer now. Their times stay."""
-    if schedules:
-        await conn.execute(POSTPONE_SCHEDULES, list(schedules), pause)
-
-
-async def next_due_s(conn: Connection) -> float | None:
-    """Seconds until the next one is due; below zero if one is. None if there is none."""
-    found: float | None = await conn.fetchval(NEXT_DUE)
-    return found
-
-
 async def clock(conn: Connection) -> datetime:
     """The database's."""
     now: datetime = await conn.fetchval(CLOCK)
@@ -377,7 +297,7 @@ def _row(row: Row) -> ScheduleRow:
     if row["last_planned_at"] is not None:
         last = LastRun(row["last_planned_at"], row["last_state"], row["last_job_id"])
     return ScheduleRow(
-        row["id"], row["project_id"], row["function"], row["origin"], _spec(row), row["paused_at"] is not None,
+        row["id"], row["project_id"], row["function"], row["origin"], spec_of(row), row["paused_at"] is not None,
         row["next_at"], last, row["created_at"], row["updated_at"],
     )  # fmt: skip
 
@@ -386,7 +306,8 @@ def _times(row: Row) -> Cron:
     return Cron(row["cron"], row["timezone"])
 
 
-def _spec(row: Row) -> ScheduleSpec:
+def spec_of(row: Row) -> ScheduleSpec:
+    """Of a row of ``schedules``; raises ``ValidationError`` for what only a newer release can read."""
     parse = _parsed if len(row["params"]) <= CACHED_CHARACTERS else _parsed.__wrapped__
     return parse(
         *((key, row[key]) for key in ("name", "cron", "timezone", "params", "overlap")),

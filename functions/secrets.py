@@ -72,16 +72,6 @@ SEALED_SECRETS = """
 SELECT name, sealed FROM secrets WHERE project_id = $1 AND name = ANY ($2)
 """
 
-LOCK_SECRETS = """
--- lock_secrets
-SELECT id, sealed FROM secrets WHERE ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $1 FOR NO KEY UPDATE
-"""
-
-RESEAL_ONE = """
--- reseal_secret
-UPDATE secrets SET sealed = $2 WHERE id = $1
-"""
-
 
 class SecretMissing(RGridError):
     """A job needs a secret that its project does not have (any more)."""
@@ -183,28 +173,6 @@ async def values(conn: Connection, sealer: Sealer, project: ProjectId, names: Co
     if sum(len(value.encode()) for value in opened.values()) > TOGETHER_BYTES:
         raise SecretUnusable(f"the job's secrets have more than {TOGETHER_BYTES // 1024} KiB together")
     return opened
-
-
-async def reseal(
-    conn: Connection, sealer: Sealer, *, limit: int, after: UUID | None
-) -> tuple[int, list[str], UUID | None]:
-    """Seal up to ``limit`` secrets of all projects behind ``after`` with the first key, in the caller's transaction.
-
-    Returns how many were sealed with another one, those (as text) that no key opens, and where to go on; None at the
-    end.
-    """
-    rows = await conn.fetch(LOCK_SECRETS, limit, after)
-    changed, closed = 0, []
-    for row in rows:
-        try:
-            fresh = sealer.resealed(row["sealed"])
-        except Unavailable:
-            closed.append(str(row["id"]))
-            continue
-        if fresh is not None:
-            await conn.execute(RESEAL_ONE, row["id"], fresh)
-            changed += 1
-    return changed, closed, rows[-1]["id"] if len(rows) == limit else None
 
 
 def _not_found(name: str) -> NotFound:

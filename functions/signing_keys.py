@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from functions import endpoints, ids, secrets, signing
+from functions import endpoint_health, endpoints, ids, secrets, signing
 from functions.db import Connection, Row
-from functions.endpoints import Sendable
+from functions.endpoint_health import Sendable
 from functions.errors import Conflict, RGridError, Unavailable
 from functions.ids import EndpointId, ProjectId
 from functions.sealing import Sealer
@@ -184,7 +184,7 @@ async def endpoint_secret(conn: Connection, sealer: Sealer, project: ProjectId, 
     Raises ``NotFound``, or ``Conflict`` where project secrets sign: nothing shows what those hold.
     """
     await endpoints.read(conn, project, endpoint)  # raises for one that is retired
-    row = (await endpoints.for_sending(conn, project, [endpoint]))[endpoint]
+    row = (await endpoint_health.for_sending(conn, project, [endpoint]))[endpoint]
     if row.secrets is not None:
         raise Conflict(
             f"the project secret {row.secrets[0]} signs it, and no call shows what a secret holds",

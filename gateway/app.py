@@ -29,7 +29,7 @@ PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[0-9A-Za-z._~-]+)+|/")
 
 
 def create_app(services: Services, routes: Sequence[Route] = ROUTES) -> ASGIApp:
-    return Envelope(Dispatcher(services, routes))
+    return Envelope(Dispatcher(services, routes), services.requests)
 
 
 @dataclass(slots=True)

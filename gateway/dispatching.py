@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from functions.db import Connection, Row
 from functions.ids import AccountId, NodeId, ProjectId
-from nodes import demand, fleet, servers
+from nodes import demand, fleet, rented
 from nodes.durations import Durations
 from nodes.policy.dispatch import best_node
 from nodes.policy.state import Node, Queued, Rules, Running
@@ -60,6 +60,10 @@ class Dispatcher:
         self._waiting: dict[NodeId, int] = {}
         """Slots that they say are free."""
         self._serving: dict[tuple[int, ...], tuple[float, list[Node]]] = {}
+
+    @property
+    def nodes_waiting(self) -> int:
+        return len(self._waiting)
 
     @contextmanager
     def waiting(self, node: NodeId, free_slots: int) -> Iterator[None]:
@@ -138,7 +142,7 @@ class Dispatcher:
         if known and time.monotonic() - at < FRESH_S:
             return found
         _, ahead = await fleet.clock(conn)
-        rows = await servers.serving(conn, pools)
+        rows = await rented.serving(conn, pools)
         runs = await demand.running(conn, self._durations, ahead=ahead, nodes=[row.id for row in rows])
         found = [demand.rented_node(row, runs.get(row.id, ())) for row in rows]
         self._serving = {key: value for key, value in self._serving.items() if time.monotonic() - value[0] < FRESH_S}

@@ -22,9 +22,9 @@ from functions.webhook_spec import params_of
 from functions.webhooks import Address, Called
 from gateway.gathering import Gatherer
 from gateway.throttling import Throttle
-from scheduler import jobs
+from scheduler import preparing
 from scheduler.inputs import check_inputs
-from scheduler.jobs import Invocation
+from scheduler.preparing import Invocation
 from scheduler.queue import NewJob
 from scheduler.receipts import INLINE_BYTES, NewReceipt
 
@@ -144,7 +144,7 @@ async def job_of(
         key_id=key_id,
         receipt=call.receipt,
     )
-    new = jobs.prepare(call.called.project_id, version, invocation, opened.sizing)
+    new = preparing.prepare(call.called.project_id, version, invocation, opened.sizing)
     await check_inputs(opened.pool, new, opened.egress)
     return new
 

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from functions.errors import RGridError
 from gateway.problems import kind_of, problem_response
+from gateway.request_metrics import NO_ROUTE, RequestMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +29,9 @@ LINGER_S = 2.0
 class Envelope:
     """Plain ASGI: it stands around every request, so it costs as little as it can."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, requests: RequestMetrics) -> None:
         self._app = app
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,13 +61,16 @@ class Envelope:
             await problem_response(error, request_id)(scope, receive, answer.send)
         finally:
             route, caller = scope.get("rgrid.route"), scope.get("rgrid.caller")
+            seconds = time.perf_counter() - started
+            method, path = (NO_ROUTE, NO_ROUTE) if route is None else (route.method, route.path)
+            self._requests.answered(method, path, answer.status, seconds)
             tell = log.debug if route is not None and route.tag in QUIET else log.info
             tell(
                 "request",
                 method=scope["method"],
                 path=shown_path(scope),
                 status=answer.status,
-                ms=round((time.perf_counter() - started) * 1000, 1),
+                ms=round(seconds * 1000, 1),
                 key=getattr(caller, "key_id", None),
                 request_id=request_id,
             )

@@ -14,11 +14,17 @@ from functions.jobspec import JobSpec, RenderedInput, render
 from functions.sealing import Sealer
 from functions.versions import Version
 from nodes.protocol import Archive, Image, Input, JobLease, Output, Resources
-from scheduler import jobs
-from scheduler.leasing import Claimed
+from scheduler import finishing
+from scheduler.claiming import Claimed
 from scheduler.spill import loaded
 
 ARTIFACT = "artifact:"
+
+
+class MoneyUsedUp(RGridError):
+    """Earlier attempts have cost what the job may."""
+
+    code = "budget_exceeded"
 
 
 class InputUnavailable(RGridError):
@@ -40,9 +46,12 @@ async def job_lease(
     """The lease as the node gets it. Files of our own store come as links that work for ``link_s``; ``slot_memory`` is
     the bytes of a slot.
 
-    Raises ``InputUnavailable``, ``SecretMissing``, or ``Invalid`` when the template cannot be filled in.
+    Raises ``MoneyUsedUp``, ``InputUnavailable``, ``SecretMissing``, or ``Invalid`` when the template cannot be filled
+    in.
     """
     name = ids.encode(ids.JOB, claimed.job_id)
+    if claimed.pays_s is not None and claimed.pays_s <= 0:
+        raise MoneyUsedUp("its earlier attempts have cost as much as its RGrid-Max-Cost allows")
     try:
         params = await loaded(conn, store, claimed.project_id, claimed.params)
     except NotFound:
@@ -83,16 +92,17 @@ async def job_lease(
         inputs=[await input_of(conn, store, claimed.project_id, each, link_s) for each in rendered.inputs],
         outputs=_outputs(job),
         params=params,
-        timeout_s=_timeout_s(job.timeout, claimed.left_s),
+        timeout_s=_timeout_s(job.timeout, claimed),
         grace_s=job.grace.total_seconds(),
         network=job.network,
         user=job.user,
     )
 
 
-def _timeout_s(timeout: timedelta, left_s: float | None) -> float:
-    """Of the attempt: no longer than until the job is to be cancelled."""
-    return timeout.total_seconds() if left_s is None else min(timeout.total_seconds(), max(left_s, 0.001))
+def _timeout_s(timeout: timedelta, claimed: Claimed) -> float:
+    """Of the attempt: no longer than until the job is to be cancelled, or than its money is enough."""
+    ends = [each for each in (claimed.left_s, claimed.pays_s) if each is not None]
+    return min([timeout.total_seconds(), *(max(each, 0.001) for each in ends)])
 
 
 async def image_of(
@@ -112,7 +122,7 @@ async def _memory(conn: Connection, claimed: Claimed, job: JobSpec, slot_memory:
     grown = job.resources.grown_memory if claimed.attempt > 1 else None
     if grown is None or claimed.slots * slot_memory < grown:
         return job.resources.memory
-    return grown if await jobs.ran_out_of_memory(conn, claimed.job_id) else job.resources.memory
+    return grown if await finishing.ran_out_of_memory(conn, claimed.job_id) else job.resources.memory
 
 
 async def input_of(conn: Connection, store: Store, project: ProjectId, rendered: RenderedInput, link_s: int) -> Input:

@@ -6,10 +6,8 @@ It may run beside gateways that know both keys, be broken off, and be repeated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from functions import secrets
-from functions.db import Connection, Pool
+from functions.db import Pool
 from functions.errors import Unavailable
 from functions.sealing import Sealer
 
@@ -17,8 +15,8 @@ BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys:
-    """Sealed keys of callbacks that stand in one column. ``lock`` takes a limit and the id to go on behind."""
+class _Sealed:
+    """What stands sealed in one column. ``lock`` takes a limit and the id to go on behind."""
 
     what: str
     first: str
@@ -26,7 +24,20 @@ class _Keys:
     reseal: str
 
 
-PROJECT_SECRETS = _Keys(
+SECRETS = _Sealed(
+    "secret",
+    "00000000-0000-0000-0000-000000000000",
+    """
+-- lock_secrets
+SELECT id, sealed FROM secrets WHERE id > $2::text::uuid ORDER BY id LIMIT $1 FOR NO KEY UPDATE
+""",
+    """
+-- reseal_secret
+UPDATE secrets SET sealed = $2 WHERE id = $1
+""",
+)
+
+PROJECT_SECRETS = _Sealed(
     "callback secret of project",
     "0",
     """
@@ -39,7 +50,7 @@ UPDATE projects SET callback_secret = $2 WHERE id = $1
 """,
 )
 
-PROJECT_KEYS = _Keys(
+PROJECT_KEYS = _Sealed(
     "signing key of project",
     "0",
     """
@@ -53,7 +64,7 @@ UPDATE projects SET signing_key = $2 WHERE id = $1
 """,
 )
 
-ENDPOINT_KEYS = _Keys(
+ENDPOINT_KEYS = _Sealed(
     "secret of callback",
     "00000000-0000-0000-0000-000000000000",
     """
@@ -67,7 +78,7 @@ UPDATE callback_endpoints SET signing_key = $2 WHERE id = $1
 """,
 )
 
-RETIRED_KEYS = _Keys(
+RETIRED_KEYS = _Sealed(
     "earlier key of callbacks",
     "00000000-0000-0000-0000-000000000000",
     """
@@ -94,39 +105,27 @@ class Resealed:
 
 async def reseal(pool: Pool, sealer: Sealer, *, batch: int = BATCH) -> Resealed:
     """One pass over all projects, ``batch`` rows in a transaction."""
-    async with pool.acquire() as conn:
-        changed, closed = 0, []
-        after = None
-        while True:
-            async with conn.transaction():
-                count, unknown, after = await secrets.reseal(conn, sealer, limit=batch, after=after)
-            changed += count
-            closed += [f"secret {each}" for each in unknown]
-            if after is None:
-                break
-        of_callbacks = 0
-        for keys in OF_CALLBACKS:
-            last: Any = keys.first
-            while last is not None:
-                async with conn.transaction():
-                    count, unknown, last = await _reseal_keys(conn, sealer, keys, batch, last)
-                of_callbacks += count
-                closed += [f"{keys.what} {each}" for each in unknown]
-        return Resealed(changed, of_callbacks, tuple(closed))
+    closed: list[str] = []
+    of_secrets = await _reseal(pool, sealer, SECRETS, batch, closed)
+    of_callbacks = sum([await _reseal(pool, sealer, sealed, batch, closed) for sealed in OF_CALLBACKS])
+    return Resealed(of_secrets, of_callbacks, tuple(closed))
 
 
-async def _reseal_keys(
-    conn: Connection, sealer: Sealer, keys: _Keys, limit: int, after: Any
-) -> tuple[int, list[str], Any]:
-    rows = await conn.fetch(keys.lock, limit, str(after))
-    changed, closed = 0, []
-    for row in rows:
-        try:
-            fresh = sealer.resealed(row["sealed"])
-        except Unavailable:
-            closed.append(str(row["id"]))
-            continue
-        if fresh is not None:
-            await conn.execute(keys.reseal, row["id"], fresh)
-            changed += 1
-    return changed, closed, rows[-1]["id"] if len(rows) == limit else None
+async def _reseal(pool: Pool, sealer: Sealer, sealed: _Sealed, batch: int, closed: list[str]) -> int:
+    """How many were sealed with another key; those that none opens come to ``closed``."""
+    changed, after = 0, sealed.first
+    while True:
+        async with pool.acquire() as conn, conn.transaction():
+            rows = await conn.fetch(sealed.lock, batch, after)
+            for row in rows:
+                try:
+                    fresh = sealer.resealed(row["sealed"])
+                except Unavailable:
+                    closed.append(f"{sealed.what} {row['id']}")
+                    continue
+                if fresh is not None:
+                    await conn.execute(sealed.reseal, row["id"], fresh)
+                    changed += 1
+        if len(rows) < batch:
+            return changed
+        after = str(rows[-1]["id"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functions import schedules
+from functions import due_schedules
 from functions.artifacts import Store
 from functions.db import Pool
 from functions.egress import EgressPolicy
@@ -11,8 +11,8 @@ from gateway.settings import Settings
 from scheduler import schedule_runs
 from scheduler.cron import AT_ONCE, fire_once
 from scheduler.gates import GateId
-from scheduler.jobs import Sizing
 from scheduler.loop import Round
+from scheduler.preparing import Sizing
 from scheduler.wakeups import Alarm, Topic, Wakeups
 
 BATCH = 5000
@@ -28,7 +28,7 @@ def schedule_rounds(settings: Settings, wakeups: Wakeups, *, hot_pool: Pool, sto
 
     async def fire() -> bool:
         async with hot_pool.acquire() as conn:
-            due_s = await schedules.next_due_s(conn)
+            due_s = await due_schedules.next_due_s(conn)
         if due_s is None or due_s > 0:
             alarm.due_in(due_s)
             return False

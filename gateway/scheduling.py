@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
@@ -30,13 +31,14 @@ from gateway.services import s3_config
 from gateway.settings import Settings
 from gateway.usage_rounds import usage_rounds
 from nodes import registry, servers
-from scheduler import batches, idempotency, jobs, queue
+from scheduler import batches, cancelling, idempotency, queue
 from scheduler.attempts import Carrier, Direct
 from scheduler.chaining import chain_once
 from scheduler.gates import GateId
-from scheduler.jobs import Sizing
 from scheduler.loop import Round, run_rounds
+from scheduler.preparing import Sizing
 from scheduler.reaper import Sight, reap_once
+from scheduler.round_records import TELL_S, Records, Tally
 from scheduler.sending import Sender
 from scheduler.wakeups import Topic, Wakeups
 
@@ -53,7 +55,7 @@ LATE_S = 5
 """Between looks for jobs that came in beside the delete of their function."""
 SLOW_S = 60
 """Between rounds that only tidy up."""
-ROUNDS_STOP_S, SENDER_STOP_S, POOL_STOP_S = 0.7, 0.4, 0.2
+ROUNDS_STOP_S, SENDER_STOP_S, TELL_STOP_S, POOL_STOP_S = 0.7, 0.4, 0.3, 0.2
 """How long what is under way may still take; ``rgrid up`` has 10 s for all of its processes."""
 
 
@@ -70,7 +72,7 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
     """Run the rounds until ``stopping`` is set."""
     sealer = Sealer(settings.secret_key.get_secret_value())
     url = settings.database_url.get_secret_value()
-    wakeups = Wakeups(url)
+    wakeups, records = Wakeups(url), Records()
     async with (
         _pool(url, hot_path=False) as pool,
         _pool(url, hot_path=True) as hot_pool,
@@ -86,23 +88,36 @@ async def schedule(settings: Settings, stopping: asyncio.Event) -> None:
             sealer,
             JobLinks(store, settings.base_url, settings.link_s),
             changed=lambda: wakeups.wake(Topic.DELIVERY),
+            records=records,
         )
         hints = asyncio.create_task(wakeups.run())
         try:
             log.info("scheduler started")
-            rounds = rounds_of(settings, wakeups, sender, pool=pool, hot_pool=hot_pool, store=store)
+            rounds = rounds_of(settings, wakeups, sender, records, pool=pool, hot_pool=hot_pool, store=store)
             rounds += schedule_rounds(settings, wakeups, hot_pool=hot_pool, store=store)
             rounds += retention_rounds(settings, hot_pool, store)
             rounds += its_rounds
             rounds += usage_rounds(hot_pool)
-            async with autoscaling(settings, pool, sealer) as buying:
-                await run_rounds([*rounds, *buying], stopping, grace_s=ROUNDS_STOP_S)
+            async with autoscaling(settings, pool, sealer, wakeups, records) as buying:
+                await run_rounds([*rounds, *buying], stopping, grace_s=ROUNDS_STOP_S, records=records)
             await sender.close(grace_s=SENDER_STOP_S)
+            await _tell_last(records, pool)
         finally:
             hints.cancel()
             with suppress(asyncio.CancelledError):
                 await hints
     log.info("scheduler ended")
+
+
+async def _tell_last(records: Records, pool: Pool) -> None:
+    async def tell() -> None:
+        with suppress(Exception):
+            await records.tell_once(pool)
+
+    # If it hangs, the end of its pool ends it: a statement that is cancelled is waited for.
+    telling = asyncio.create_task(tell())
+    await asyncio.wait([telling], timeout=TELL_STOP_S)
+    telling.cancel()
 
 
 @asynccontextmanager
@@ -123,14 +138,19 @@ async def carrier_of(settings: Settings, pool: Pool) -> AsyncIterator[tuple[Carr
 
 
 def rounds_of(
-    settings: Settings, wakeups: Wakeups, sender: Sender, *, pool: Pool, hot_pool: Pool, store: artifacts.Store
+    settings: Settings,
+    wakeups: Wakeups,
+    sender: Sender,
+    records: Records,
+    *,
+    pool: Pool,
+    hot_pool: Pool,
+    store: artifacts.Store,
 ) -> list[Round]:
     """Everything that the scheduler does, with its intervals."""
     sight = Sight(settings.lease_s)
     sizing = Sizing(settings.slot_memory, settings.max_slots)
     egress = EgressPolicy(allow=settings.callback_allow)
-    # An upload that its URL still lets through must find its row.
-    upload = timedelta(seconds=settings.upload_s) + timedelta(hours=1)
 
     async def promote() -> bool:
         reached: set[GateId] = set()
@@ -151,6 +171,7 @@ def rounds_of(
             wakeups.hint(Topic.OUTCOME)
             wakeups.hint(Topic.DELIVERY)
         if reaped.requeued or reaped.ended:
+            records.count(Tally.LEASES_LOST, reaped.requeued + reaped.ended)
             log.warning("leases ran out", requeued=reaped.requeued, ended=reaped.ended)
         return reaped.requeued + reaped.ended == BATCH
 
@@ -172,12 +193,32 @@ def rounds_of(
         if chained.submitted:
             wakeups.hint(Topic.READY)
         return chained.submitted + chained.failed == CHAINS
+
     async def cancel_after_delete() -> bool:
-        ended = await jobs.cancel_after_delete(pool, limit=BATCH)
+        ended = await cancelling.cancel_after_delete(pool, limit=BATCH)
         if ended:
             wakeups.hint(Topic.OUTCOME)
             wakeups.hint(Topic.DELIVERY)
         return ended == BATCH
+
+    return [
+        Round("promote", settings.poll_s, promote),
+        # Well within what its ``Sight`` takes for a gap, however short leases are.
+        Round("reap", min(settings.poll_s, settings.lease_s / 8), reap),
+        *queue_rounds(settings, wakeups, pool=pool, hot_pool=hot_pool, store=store),
+        Round("deliver", settings.poll_s, sender.deliver_once, ticket=lambda: wakeups.ticket(Topic.DELIVERY)),
+        Round("complete batches", settings.poll_s, complete_batches),
+        Round("chain", settings.poll_s, chain, ticket=lambda: wakeups.ticket(Topic.OUTCOME)),
+        Round("cancel jobs of deleted functions", LATE_S, cancel_after_delete),
+        Round("tell of rounds", TELL_S, partial(records.tell_once, pool)),
+        *tidy_rounds(settings, pool=pool, store=store),
+    ]
+
+
+def tidy_rounds(settings: Settings, *, pool: Pool, store: artifacts.Store) -> list[Round]:
+    """Those that nobody waits for."""
+    # An upload that its URL still lets through must find its row.
+    upload = timedelta(seconds=settings.upload_s) + timedelta(hours=1)
 
     async def sweep() -> bool:
         return await artifacts.sweep_once(pool, store, limit=BATCH, age=upload) == BATCH
@@ -193,17 +234,10 @@ def rounds_of(
     async def forget_nodes() -> bool:
         async with pool.acquire() as conn, conn.transaction():
             await registry.forget_unjoined(conn)
+            await registry.forget_drained(conn)
             return await servers.forget_failed(conn, limit=BATCH) == BATCH
 
     return [
-        Round("promote", settings.poll_s, promote),
-        # Well within what its ``Sight`` takes for a gap, however short leases are.
-        Round("reap", min(settings.poll_s, settings.lease_s / 8), reap),
-        *queue_rounds(settings, wakeups, pool=pool, hot_pool=hot_pool, store=store),
-        Round("deliver", settings.poll_s, sender.deliver_once, ticket=lambda: wakeups.ticket(Topic.DELIVERY)),
-        Round("complete batches", settings.poll_s, complete_batches),
-        Round("chain", settings.poll_s, chain, ticket=lambda: wakeups.ticket(Topic.OUTCOME)),
-        Round("cancel jobs of deleted functions", LATE_S, cancel_after_delete),
         Round("sweep artifacts", SLOW_S, sweep),
         Round("forget idempotency keys", SLOW_S, forget_keys),
         Round("forget versions of one-off jobs", SLOW_S, forget_versions),

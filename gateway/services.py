@@ -25,14 +25,17 @@ from gateway.database import is_current, migrate, open_pool
 from gateway.dispatching import Dispatcher
 from gateway.gathering import Gatherer
 from gateway.hooking import Hooks
+from gateway.instance import InstanceReader, instance_reader
 from gateway.links import JobLinks
+from gateway.request_metrics import RequestMetrics
 from gateway.settings import Settings, rules_of
 from gateway.waiting import OutcomeWaiters
 from nodes.agent_files import AgentFiles
 from scheduler import jobs
+from scheduler.claiming import VirtualClocks
 from scheduler.gates import GateId
-from scheduler.jobs import Sizing, Submitted
-from scheduler.leasing import VirtualClocks
+from scheduler.jobs import Submitted
+from scheduler.preparing import Sizing
 from scheduler.queue import NewJob
 from scheduler.wakeups import Wakeups
 
@@ -79,6 +82,8 @@ class Services:
     dispatcher: Dispatcher
     agent: AgentFiles
     budgets: Budgets
+    instance: InstanceReader
+    requests: RequestMetrics = field(default_factory=RequestMetrics)
     joining: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(JOINS))
     batching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCHES))
     receiving: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BATCH_BODIES))
@@ -128,6 +133,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             hooks=Hooks(hot_pool, sealer),
             agent=AgentFiles.load(settings.agent_folder),
             budgets=Budgets(pool),
+            instance=await stack.enter_async_context(instance_reader(settings)),
             dispatcher=Dispatcher(rules_of(settings), slot_memory=settings.slot_memory),
         )
 

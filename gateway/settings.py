@@ -22,6 +22,7 @@ from functions.image_reference import check_image
 from functions.jobspec import RUNTIME
 from functions.quantities import format_duration, parse_duration
 from nodes.agent_files import BUILT
+from nodes.policy import spare_hours
 from nodes.policy.state import Rules
 
 
@@ -67,6 +68,12 @@ class Settings(BaseSettings):
         None, description="The first admin key of project default: any string of at least 24 visible ASCII characters."
     )
 
+    metrics_token: SecretStr | None = Field(
+        None,
+        description="Token that `GET /metrics` is asked for with, as `Authorization: Bearer`: any string of at least "
+        "24 visible ASCII characters. Default: it is open to everyone.",
+    )
+
     # The queue
     lease_s: float = Field(
         20, gt=0, le=3600, description="Seconds a node may stay silent before its jobs run elsewhere."
@@ -106,6 +113,12 @@ class Settings(BaseSettings):
     node_image: str = Field("docker-ce", description="Image that servers start with.")
     node_tenancy: Literal["exclusive", "shared"] = Field(
         "exclusive", description="Whether a rented node serves one account while it lives, or all."
+    )
+    spare_hours: str = Field(
+        "",
+        description="When slots are kept free for accounts whose jobs keep coming, so that 19 of 20 find one at once: "
+        "`always`, or days and times with a zone (default UTC), such as `mon-fri 08:00-18:00 Europe/Berlin`, "
+        "comma-separated. Empty: never.",
     )
     max_nodes: int = Field(5, ge=0, le=10_000, description="Rented nodes at a time.")
     max_eur_hour: Decimal | None = Field(
@@ -244,14 +257,30 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name}: {error}") from None
         return value
 
-    @field_validator("svix_url")
+    @field_validator("spare_hours")
+    @classmethod
+    def _hours(cls, value: str) -> str:
+        spare_hours.parse(value)
+        return value
+
+    @field_validator("svix_url", "hcloud_endpoint", "public_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("https://", "http://")):
             raise ValueError("must begin with https:// or http://")
         return value
 
-    @field_validator("bootstrap_key")
+    @field_validator("hcloud_token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        """An HTTP client's error quotes a header that cannot be sent, as with a carriage return at its end."""
+        if value is None or not value.get_secret_value():
+            return None
+        if not all(33 <= ord(c) <= 126 for c in value.get_secret_value()):
+            raise ValueError("has a space, a line break or another character that no token has")
+        return value
+
+    @field_validator("bootstrap_key", "metrics_token")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
@@ -273,6 +302,12 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def lacks_to_rent(self) -> list[str]:
+        """What a scheduler misses to buy servers, a line each; a gateway does without the token."""
+        needed = ("hcloud_token", "public_url") if self.provider == "hetzner" else ()
+        return [f"RGRID_PROVIDER=hetzner needs RGRID_{name.upper()}" for name in needed if getattr(self, name) is None]
+
+    @property
     def callback_policy(self) -> EgressPolicy:
         """Where callbacks may go: not to what is ours, whether it is public or not."""
         own = (self.base_url, self.s3_endpoint, self.s3_public_endpoint or self.s3_endpoint)
@@ -292,4 +327,4 @@ class Settings(BaseSettings):
 
 def rules_of(settings: Settings) -> Rules:
     """What the policy goes by, of which the settings say little."""
-    return Rules(exclusive=settings.node_tenancy == "exclusive")
+    return Rules(exclusive=settings.node_tenancy == "exclusive", spares=spare_hours.parse(settings.spare_hours))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -18,8 +18,8 @@ from functions.ids import AccountId, NodeId, ProjectId
 from functions.quantities import parse_duration
 from nodes.durations import Durations
 from nodes.offers import Offer
-from nodes.policy.state import HOUR, Node, Phase, Queued, Running
-from nodes.servers import Rented
+from nodes.policy.state import NEAR_S, Node, Phase, Queued, Running
+from nodes.rented import Rented
 
 LOOKED_AT = 5_000
 """Jobs of an account, a lane and a size that are counted: beyond any number of nodes that a round may buy."""
@@ -74,53 +74,6 @@ SELECT id, slots, account_id FROM nodes
    AND NOT EXISTS (SELECT 1 FROM servers WHERE servers.node_id = nodes.id)
 """
 
-BOOTS = """
--- boot_times
-SELECT type, location, percentile_disc(0.9) WITHIN GROUP (
-           ORDER BY extract(epoch FROM ready_at - created_at)::float8) AS seconds
-  FROM servers WHERE ready_at > $1 AND created_at IS NOT NULL
- GROUP BY type, location HAVING count(*) >= 3
-"""
-
-BOOTS_FAILED = """
--- boots_failed
-SELECT type, location, count(*) AS times, max(boot_failed_at) AS last FROM servers failed
- WHERE boot_failed_at > $1
-   AND NOT EXISTS (SELECT 1 FROM servers since
-                    WHERE since.ready_at > failed.boot_failed_at AND since.type = failed.type
-                      AND since.location = failed.location)
- GROUP BY type, location
-"""
-
-# Judged by when they were bought: those of one purchase that fail do so minutes after the others have joined.
-BOOTS_FAILED_IN_A_ROW = """
--- boots_failed_in_a_row
-SELECT count(*) AS times, max(boot_failed_at) AS last,
-       EXISTS (SELECT 1 FROM servers WHERE ended_at IS NULL AND state IN ('planned', 'creating', 'booting')) AS trying
-  FROM servers
- WHERE boot_failed_at > $1
-   AND created_at > coalesce((SELECT max(created_at) FROM (
-        SELECT created_at FROM servers WHERE ready_at IS NOT NULL ORDER BY ready_at DESC LIMIT 50) joined), '-infinity')
-"""
-
-SUNK = """
--- sunk_hours
-SELECT coalesce(sum(hourly), 0) FROM servers
- WHERE ended_at > $1::timestamptz - interval '1 hour' AND created_at IS NOT NULL
-   AND created_at + greatest(ceil(extract(epoch FROM ended_at - created_at) / 3600), 1) * interval '1 hour' > $1
-"""
-
-ARRIVED = """
--- arrived_since
-SELECT projects.account_id, sum(newer.jobs)::bigint AS jobs, max(newer.last::text)::uuid AS last
-  FROM projects CROSS JOIN LATERAL (
-    SELECT count(*) AS jobs, max(newest.id::text) AS last FROM (
-        SELECT id FROM jobs WHERE project_id = projects.id AND id > $1 ORDER BY id DESC LIMIT 1000) newest) newer
- WHERE newer.jobs > 0
- GROUP BY projects.account_id
-"""
-
-IN_A_ROW = 3
 HEARD = timedelta(seconds=30)
 """A node that has been silent for longer is not counted on."""
 
@@ -171,7 +124,7 @@ async def queue(
 
 def _merged(groups: Sequence[Queued], now: float) -> list[Queued]:
     """Jobs of the paid lane whose deadlines are far off need not be told apart."""
-    near = [each for each in groups if not each.paid or (each.deadline is not None and each.deadline < now + HOUR)]
+    near = [each for each in groups if not each.paid or (each.deadline is not None and each.deadline < now + NEAR_S)]
     far: dict[tuple[object, ...], Queued] = {}
     for each in groups:
         if each in near:
@@ -210,9 +163,12 @@ def _running(row: Any, durations: Durations, ahead: timedelta) -> Running:
 def rented_node(row: Rented, runs: tuple[Running, ...], *, deaf: bool = False) -> Node:
     """A server as the policy sees it; one that fell silent is not counted on, but where we are ``deaf`` it is."""
     silent = not deaf and row.silent_s is not None and row.silent_s > HEARD.total_seconds()
+    offer = row.offer
+    if row.node_slots is not None and row.node_slots < offer.slots:
+        offer = replace(offer, slots=row.node_slots)
     return Node(
         id=row.id,
-        offer=row.offer,
+        offer=offer,
         phase=Phase(row.state),
         account=row.account,
         payer=row.payer,
@@ -237,97 +193,3 @@ async def own_nodes(
         own_node(row["id"], row["slots"], row["account_id"], row["slots"] * slot_memory, runs.get(row["id"], ()))
         for row in rows
     ]
-
-
-async def boot_times(conn: Connection, *, now: datetime) -> dict[tuple[str, str], float]:
-    """How long nine of ten servers of a type and location took to join, of the last week's."""
-    return {
-        (row["type"], row["location"]): row["seconds"] for row in await conn.fetch(BOOTS, now - timedelta(days=7))
-    }
-
-
-async def without_bad_boots(conn: Connection, offers: Sequence[Offer], *, now: datetime) -> tuple[Offer, ...]:
-    """The offers, those whose servers failed to join of late not to be had for a while: longer each time."""
-    rows = await conn.fetch(BOOTS_FAILED, now - timedelta(hours=1))
-    pauses = {row: timedelta(minutes=min(2 ** (row["times"] - 1), 15)) for row in rows}
-    until = {(row["type"], row["location"]): row["last"] + pause for row, pause in pauses.items()}
-    return tuple(
-        replace(offer, available=False, again_at=max(until[offer.key], offer.again_at or now))
-        if until.get(offer.key, now) > now
-        else offer
-        for offer in offers
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class FailedBoots:
-    """Servers of whatever type that never joined, ``times`` of them since one last did. Then it is not the cloud:
-    the gateway is out of their reach, or what they are told is wrong, and the next ones would be money for nothing."""
-
-    times: int
-    until: datetime | None
-
-    @property
-    def alarm(self) -> str | None:
-        if self.until is None:
-            return None
-        return f"the last {self.times} servers did not become nodes, fewer are bought: see the events of `rgrid nodes`"
-
-    def hold(self, offers: Sequence[Offer], now: datetime) -> tuple[Offer, ...]:
-        """The offers, none to be had until the next attempt."""
-        if self.until is None or self.until <= now:
-            return tuple(offers)
-        return tuple(
-            replace(offer, available=False, again_at=max(self.until, offer.again_at or now)) for offer in offers
-        )
-
-
-async def failed_boots(conn: Connection, *, now: datetime) -> FailedBoots:
-    """After three in a row one more round of purchases is tried at a time, with longer and longer pauses."""
-    row = await conn.fetchrow(BOOTS_FAILED_IN_A_ROW, now - timedelta(hours=6))
-    assert row is not None
-    if row["times"] < IN_A_ROW:
-        return FailedBoots(row["times"], None)
-    until = row["last"] + timedelta(minutes=min(2 ** min(row["times"] - IN_A_ROW, 10), 30))
-    return FailedBoots(row["times"], max(until, now + timedelta(minutes=1)) if row["trying"] else until)
-
-
-async def sunk(conn: Connection, *, now: datetime) -> Decimal:
-    """EUR per hour of servers that are gone, in an hour of theirs that is not over."""
-    found: Decimal = await conn.fetchval(SUNK, now)
-    return found
-
-
-class Arrivals:
-    """How many jobs come to each account per second, lately."""
-
-    def __init__(self, span_s: float = 600) -> None:
-        self._span_s = span_s
-        self._last: UUID | None = None
-        self._at: datetime | None = None
-        self._rates: dict[AccountId, float] = {}
-
-    async def refresh(self, conn: Connection, *, now: datetime) -> Mapping[AccountId, float]:
-        if self._last is None or self._at is None:
-            newest = await conn.fetchval(NEWEST_JOB)
-            self._last, self._at = newest or UUID(int=0), now
-            return {}
-        rows = await conn.fetch(ARRIVED, self._last)
-        passed = max((now - self._at).total_seconds(), 1e-3)
-        kept = 0.5 ** (passed / self._span_s)
-        came = {AccountId(row["account_id"]): row["jobs"] for row in rows}
-        self._last, self._at = max([self._last, *(row["last"] for row in rows)]), now
-        self._rates = {
-            account: rate
-            for account in self._rates.keys() | came.keys()
-            if (rate := kept * self._rates.get(account, 0.0) + (1 - kept) * came.get(account, 0) / passed) > 1e-6
-        }
-        return self._rates
-
-
-NEWEST_JOB = """
--- newest_job
-SELECT max(id::text)::uuid FROM (
-    SELECT newest.id FROM projects CROSS JOIN LATERAL (
-        SELECT id FROM jobs WHERE project_id = projects.id ORDER BY id DESC LIMIT 1) newest) newest
-"""

@@ -6,6 +6,7 @@ after the other, and one of a scheduler that was replaced meanwhile does nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,28 +31,41 @@ UPDATE fleet SET leads_until = '-infinity' WHERE holder = $1
 HOLD = """
 -- hold_fleet
 UPDATE fleet SET leads_until = greatest(leads_until, now() + $2::interval) WHERE epoch = $1
-RETURNING frozen_until, server_limit, limit_until, listed_at, reconciled_at, listed, unknown, problem, problem_at
+RETURNING frozen_until, server_limit, limit_until, listed_at, reconciled_at, listed, unknown, problem, problem_at,
+          alarms, told_at
 """
 
-CLOCK = """
+RENEW = """
+-- renew_lead
+UPDATE fleet SET leads_until = greatest(leads_until, now() + $2::interval) WHERE epoch = $1 RETURNING true
+"""
+
+COMPARE = """
 -- compare_clocks
-UPDATE fleet SET ahead = $1::timestamptz - now() RETURNING ahead
+UPDATE fleet SET ahead = $1::timestamptz - clock_timestamp(), doubt = $2 RETURNING ahead
 """
 
-AHEAD = """
--- clocks_apart
-SELECT now() + ahead AS now, ahead FROM fleet
+CLOCKS = """
+-- both_clocks
+SELECT clock_timestamp() AS ours, clock_timestamp() + ahead AS cloud, ahead FROM fleet
+"""
+
+SURE = """
+-- sure_clock
+SELECT now() + ahead - doubt AS now, ahead FROM fleet FOR UPDATE
 """
 
 GET = """
 -- get_fleet
-SELECT frozen_until, server_limit, limit_until, listed_at, reconciled_at, listed, unknown, problem, problem_at
+SELECT frozen_until, server_limit, limit_until, listed_at, reconciled_at, listed, unknown, problem, problem_at,
+       alarms, told_at
   FROM fleet
 """
 
 FREEZE = """
 -- freeze_fleet
-UPDATE fleet SET frozen_until = greatest(frozen_until, $1)
+UPDATE fleet SET frozen_until = CASE WHEN frozen_until < $1::timestamptz + $2::interval
+                                     THEN greatest(frozen_until, $1) ELSE $1 END
 """
 
 LIMIT = """
@@ -66,9 +80,18 @@ UPDATE fleet SET listed = $1, unknown = $2, listed_at = $3, reconciled_at = now(
 
 TELL = """
 -- fleet_problem
-UPDATE fleet SET problem = $1, problem_at = CASE WHEN $1::text IS NOT NULL THEN now() END
- WHERE problem IS DISTINCT FROM $1
+UPDATE fleet SET problem = $1, alarms = $2, told_at = now(),
+                 problem_at = CASE WHEN problem IS NOT DISTINCT FROM $1 THEN problem_at
+                                   WHEN $1::text IS NOT NULL THEN now() END
+ WHERE problem IS DISTINCT FROM $1 OR alarms <> $2 OR (told_at > now() - interval '10 s') IS NOT TRUE
 """
+
+ALARMS = ("prepare", "list", "reconcile", "addresses", "buy", "boots", "offers", "delete", "clock", "refused")
+"""What the operator may have to know something about."""
+
+
+FARTHEST = timedelta(hours=2)
+"""Nothing is put off for longer: a moment of the cloud's that is further ahead was told by a clock that was wrong."""
 
 
 class Replaced(Conflict):
@@ -77,7 +100,8 @@ class Replaced(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """``reconciled_at`` and ``problem_at`` are by the database's clock, the other moments by the cloud's."""
+    """``reconciled_at``, ``problem_at`` and ``told_at`` (the last whole round) are by the database's clock, the other
+    moments by the cloud's. ``alarms`` are kinds of what the operator must know."""
 
     frozen_until: datetime | None
     server_limit: int | None
@@ -88,10 +112,20 @@ class Fleet:
     unknown: int
     problem: str | None
     problem_at: datetime | None
+    alarms: Sequence[str]
+    told_at: datetime | None
+
+    def frozen(self, now: datetime) -> datetime | None:
+        """Until when nothing is bought; None if something may be."""
+        return self.frozen_until if _is_ahead(self.frozen_until, now) else None
 
     def limit(self, now: datetime) -> int | None:
         """How many servers the account may have, as far as is known now."""
-        return self.server_limit if self.limit_until is not None and now < self.limit_until else None
+        return self.server_limit if _is_ahead(self.limit_until, now) else None
+
+
+def _is_ahead(moment: datetime | None, now: datetime) -> bool:
+    return moment is not None and now < moment <= now + FARTHEST
 
 
 async def lead(conn: Connection, holder: UUID, *, lease: timedelta) -> int | None:
@@ -113,15 +147,34 @@ async def hold(conn: Connection, epoch: int, *, lease: timedelta) -> Fleet:
     return Fleet(**row)
 
 
-async def compare_clocks(conn: Connection, now: datetime) -> timedelta:
-    """How much the cloud's clock, that says ``now``, is ahead of the database's; others can ask for it then."""
-    found: timedelta = await conn.fetchval(CLOCK, now)
+async def renew(conn: Connection, epoch: int, *, lease: timedelta) -> bool:
+    """Say again who looks after the fleet; False if it is another one by now."""
+    return await conn.fetchval(RENEW, epoch, lease) is not None
+
+
+async def compare_clocks(conn: Connection, now: datetime, *, doubt: timedelta) -> timedelta:
+    """How much the cloud's clock, that is taken to say ``now``, is ahead of the database's; others can ask for it then.
+    ``doubt`` is how much less the slower one of both says."""
+    found: timedelta = await conn.fetchval(COMPARE, now, doubt)
     return found
+
+
+async def clocks(conn: Connection) -> tuple[datetime, datetime]:
+    """What the database's clock says, and what the cloud's should by the last round."""
+    row: Any = await conn.fetchrow(CLOCKS)
+    return row["ours"], row["cloud"]
 
 
 async def clock(conn: Connection) -> tuple[datetime, timedelta]:
     """What the cloud's clock says now, and how much it is ahead of the database's, by the last round."""
-    row: Any = await conn.fetchrow(AHEAD)
+    row: Any = await conn.fetchrow(CLOCKS)
+    return row["cloud"], row["ahead"]
+
+
+async def sure_clock(conn: Connection) -> tuple[datetime, timedelta]:
+    """As ``clock``, but no later than either of both says: for what is written down for good. Locks the fleet first, as
+    whoever changes it does."""
+    row: Any = await conn.fetchrow(SURE)
     return row["now"], row["ahead"]
 
 
@@ -132,7 +185,7 @@ async def get(conn: Connection) -> Fleet:
 
 async def freeze(conn: Connection, *, until: datetime) -> None:
     """Buy nothing before ``until``."""
-    await conn.execute(FREEZE, until)
+    await conn.execute(FREEZE, until, FARTHEST)
 
 
 async def limit(conn: Connection, servers: int, *, until: datetime) -> None:
@@ -145,6 +198,8 @@ async def listed(conn: Connection, servers: int, unknown: int, *, at: datetime) 
     await conn.execute(LISTED, servers, unknown, at)
 
 
-async def tell(conn: Connection, problem: str | None) -> None:
-    """What the operator must know, in one sentence; None: nothing."""
-    await conn.execute(TELL, problem)
+async def tell(conn: Connection, alarms: Mapping[str, str]) -> None:
+    """A round was whole. What the operator must know, a sentence for each thing that it is about: the first word of
+    that is one of ``ALARMS``."""
+    kinds = sorted({about.partition(" ")[0] for about in alarms})
+    await conn.execute(TELL, next(iter(alarms.values()), None), kinds)

@@ -12,7 +12,7 @@ from functions import ids
 from functions.db import Connection
 from functions.errors import Conflict, Forbidden, RGridError, Unavailable
 from functions.ids import NodeId
-from nodes import fleet, node_events, registry, servers
+from nodes import node_events, registry, rented, servers
 from nodes.protocol import JoinRequest
 from nodes.registry import Bidder
 
@@ -35,14 +35,15 @@ async def join(conn: Connection, request: JoinRequest, source: str) -> NodeId | 
     bidder = await registry.bidder(conn, request)
     if bidder is None:
         return registry.token_invalid()
-    server = await servers.get(conn, bidder.node)
+    server = await rented.get(conn, bidder.node)
     if server is None:
         return await _join(conn, request)
     if bidder.used:
         await _alarm(conn, bidder, f"a second machine, at {source}, has its join token")
-        now, _ = await fleet.clock(conn)
-        await servers.delete(conn, bidder.node, reason="its join token was used twice", now=now)
-        return Conflict("this join token was used before: its server is deleted", code="join_token_used")
+        # The next round deletes its server: here its row is not touched, since rounds lock that before the node's.
+        await node_events.note(conn, bidder.node, servers.OUTLAWED, "its join token was used twice")
+        await registry.leave(conn, bidder.node)
+        return Conflict("this join token was used before: its server will be deleted", code="join_token_used")
     if server.ipv4 is None:
         return Unavailable(
             "the cloud has not told this server's address yet: try again", code="server_unknown", retry_after_s=SOON_S
@@ -59,7 +60,7 @@ async def trouble(conn: Connection, token: str, message: str, source: str) -> RG
     node = await registry.awaited(conn, token)
     if node is None:
         return registry.token_invalid()
-    server = await servers.get(conn, node)
+    server = await rented.get(conn, node)
     if server is not None and server.ipv4 not in (None, source):
         return _wrong_address()
     await node_events.note_few(conn, node, TROUBLE, message, most=EVENTS)

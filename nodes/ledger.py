@@ -50,6 +50,14 @@ INSERT INTO reservations (node_id, hour, project_id, amount)
 SELECT node_id, hour, payer_id, hourly FROM opened JOIN begun USING (node_id, hour) WHERE payer_id IS NOT NULL
 """
 
+# Of a server that turned out to be another than was ordered.
+REPRICE_HOURS = """
+-- reprice_hours
+UPDATE server_hours SET server = servers.hourly - servers.ipv4_hourly, ipv4 = servers.ipv4_hourly FROM servers
+ WHERE settled_at IS NULL AND servers.node_id = server_hours.node_id
+   AND server_hours.server + server_hours.ipv4 <> servers.hourly
+"""
+
 RESERVE_HOUR = """
 -- reserve_hour
 INSERT INTO server_hours (node_id, hour, begins_at, server, ipv4)
@@ -174,12 +182,13 @@ async def open_hours(conn: Connection, now: datetime) -> None:
     """
     await conn.execute(VOID_HOURS)
     await conn.execute(OPEN_HOURS, now)
+    await conn.execute(REPRICE_HOURS)
 
 
 async def settle_once(pool: Pool, *, limit: int) -> int:
     """Settle up to ``limit`` hours, in one transaction; how many. Safe to repeat and beside others."""
     async with pool.acquire() as conn, conn.transaction():
-        now, ahead = await fleet.clock(conn)
+        now, ahead = await fleet.sure_clock(conn)
         return await settle(conn, now, ahead=ahead, limit=limit)
 
 

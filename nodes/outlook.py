@@ -9,12 +9,13 @@ from decimal import Decimal
 
 from functions.db import Connection
 from functions.ids import AccountId, ProjectId
-from nodes import demand
+from nodes import boots, demand, rented
 from nodes.durations import Durations
 from nodes.fleet import Fleet
+from nodes.new_jobs import NewJobs
 from nodes.offers import Offer
 from nodes.policy.state import FleetState, Node
-from nodes.servers import Rented
+from nodes.rented import Rented
 
 MEMORY_S = 3600.0
 """Use by accounts is forgotten by half in this time."""
@@ -40,22 +41,25 @@ class Seen:
     offers: Sequence[Offer]
     left: Left
     deaf: bool = False
+    unknown: Sequence[Offer] = ()
+    """What servers cost that have no row."""
 
 
 class Outlook:
     """One for a process; what it remembers only makes guesses better."""
 
-    def __init__(self, *, slot_memory: int) -> None:
+    def __init__(self, *, slot_memory: int, spares: bool) -> None:
+        """``spares``: some may be wanted, so that it must be known how many jobs come."""
         self._slot_memory = slot_memory
         self._durations = Durations()
         self._deadlines = demand.Deadlines()
-        self._arrivals = demand.Arrivals()
+        self._new_jobs = NewJobs() if spares else None
         self._used: dict[AccountId, float] = {}
         self._used_at: datetime | None = None
 
     async def read(self, conn: Connection, seen: Seen) -> FleetState:
         await self._durations.refresh(conn)
-        now, frozen = seen.now, seen.fleet.frozen_until
+        now, frozen = seen.now, seen.fleet.frozen(seen.now)
         memory = self._slot_memory
         runs = await demand.running(conn, self._durations, ahead=seen.ahead)
         nodes = [demand.rented_node(row, runs.get(row.id, ()), deaf=seen.deaf) for row in seen.rows]
@@ -65,15 +69,16 @@ class Outlook:
             queue=await demand.queue(
                 conn, self._durations, self._deadlines, now=now, ahead=seen.ahead, slot_memory=memory
             ),
-            offers=await demand.without_bad_boots(conn, seen.offers, now=now),
-            boot_s=await demand.boot_times(conn, now=now),
+            offers=await boots.without_bad(conn, seen.offers, now=now),
+            boot_s=await boots.times(conn, now=now),
             frozen_until=0.0 if frozen is None else frozen.timestamp(),
             server_limit=seen.fleet.limit(now),
-            sunk=await demand.sunk(conn, now=now),
+            sunk=sum((each.hourly for each in seen.unknown), await rented.sunk(conn, now=now)),
+            unknown=len(seen.unknown),
             budgets=seen.left.budgets,
             month_left=seen.left.month,
             used=self._use(nodes, now),
-            arrivals=await self._arrivals.refresh(conn, now=now),
+            arrivals={} if self._new_jobs is None else await self._new_jobs.rates(conn, now=now, ahead=seen.ahead),
         )
 
     def _use(self, nodes: Iterable[Node], now: datetime) -> Mapping[AccountId, float]:

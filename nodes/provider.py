@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
@@ -22,6 +22,15 @@ POOL_LABEL = "rgrid-pool"
 
 USER_DATA_BYTES = 32 * 1024
 """The most that a server can be told at its start."""
+
+LIST_EVERY = timedelta(seconds=20)
+"""How often a cloud is asked for its servers, for each page of them: the more they are, the more rarely, so that the
+calls stay as many."""
+LIST_EMPTY_EVERY = timedelta(seconds=60)
+"""The same while there is none."""
+CLOCKS_APART = timedelta(minutes=2)
+"""A clock that differs by more from the cloud's is odd, and a matter for the operator: it is more than what is left of
+a paid hour when its server is deleted."""
 
 
 class Status(StrEnum):
@@ -123,6 +132,14 @@ class Busy(ProviderError):
     """Another action is in the way; it was not done, and works at a later round."""
 
 
+class OfferRefused(ProviderError):
+    """The cloud does not sell this offer as it was asked for, and not for want of stock: others may still be had."""
+
+    def __init__(self, message: str, *, again_at: datetime) -> None:
+        super().__init__(message)
+        self.again_at = again_at
+
+
 class Refused(ProviderError):
     """It will not work until the operator acts; the message says what to do."""
 
@@ -136,7 +153,16 @@ class Provider(Protocol):
     may come of any, ``Uncertain`` and ``Busy`` of those that change something."""
 
     def now(self) -> datetime:
-        """The cloud's clock, as far as its answers have told; moments in errors, offers and listings are by it."""
+        """The cloud's clock, as far as its answers are believed; moments in errors, offers and listings are by it."""
+        ...
+
+    def compare_clock(self, ours: datetime, believed: datetime) -> None:
+        """What our own clock says, for answers to be held against; and what the cloud's was taken to be by it, to begin
+        with."""
+        ...
+
+    def said_now(self) -> datetime | None:
+        """The cloud's clock by its last answer, believed or not; None before the first."""
         ...
 
     async def prepare(self, image: str, architectures: frozenset[str]) -> tuple[str, ...]:
@@ -157,7 +183,7 @@ class Provider(Protocol):
     async def create(self, order: Order) -> Server:
         """Start a server, or return the one that an earlier try of the same order started.
 
-        Raises ``OutOfStock``, ``AccountLimit``, ``NameTaken``.
+        Raises ``OutOfStock``, ``OfferRefused``, ``AccountLimit``, ``NameTaken``.
         """
         ...
 

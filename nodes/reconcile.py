@@ -5,15 +5,17 @@ That a server is missing is believed only if two complete lists in a row say so,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 
 from functions.db import Connection
-from nodes import fleet, servers
-from nodes.offers import Catalogue, Offer
+from nodes import fleet, rented, servers
+from nodes.fleet import FARTHEST
+from nodes.offers import NOTHING, Catalogue, Offer
 from nodes.provider import NODE_LABEL, Listing, Server, Status
-from nodes.servers import CALL_S, Rented, State
+from nodes.rented import Rented, State
+from nodes.servers import CALL_S
 
 TWICE = 2
 """Complete lists in a row that must miss a server."""
@@ -28,9 +30,11 @@ OFF_FOR = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``dead`` are switched off and are to be deleted; ``alarm`` is what the operator must know, if anything."""
+    """``dead`` are switched off and are to be deleted; ``alarm`` is what the operator must know, if anything. ``left``
+    is what those cost that still have no row."""
 
     servers: int
+    left: tuple[Offer, ...] = ()
     dead: tuple[Rented, ...] = ()
     alarm: str | None = None
 
@@ -50,22 +54,25 @@ async def reconcile(
     the operator, who then allows ``many``: it is more likely that our database is the wrong one.
     """
     now = listing.server_now
-    live = await servers.live(conn)
+    on = [each for each in listing.servers if each.status is not Status.OFF]
+    same = await servers.see_again(conn, on, now=now)
+    changed = [each for each in listing.servers if each.id not in same]
+    live = await rented.others(conn, {*same.values()})
     rows = {row.name: row for row in live}
     ids = {row.cloud_id for row in live}
-    strange = [each.name for each in listing.servers if each.name not in rows and each.id not in ids]
-    rows |= await servers.named(conn, strange)
-    seen, unknown = _matched(listing, rows)
+    strange = [each.name for each in changed if each.name not in rows and each.id not in ids]
+    rows |= await rented.named(conn, strange)
+    seen, unknown = _matched(changed, rows, {each.id for each in listing.servers})
     for row, server in seen:
-        if _news(row, server):
-            await servers.see(conn, row.id, server, now=now, off=server.status is Status.OFF)
-    await servers.see_again(conn, [row.id for row, server in seen if not _news(row, server)], now=now)
+        await servers.see(conn, row.id, server, now=now, off=server.status is Status.OFF)
+        if row.offer.key != (server.type, server.location):
+            await servers.reprice(conn, row, _offer_of(server, catalogue))
     if listing.complete:
         there = {row.id for row, _ in seen}
         await _miss(conn, [row for row in live if row.id not in there and _should_be_listed(row, began)], now)
-    old = [each for each in unknown if now - each.created_at >= GRACE]
+    old = [each for each in unknown if abs(now - each.created_at) >= GRACE]
     alarm = None
-    twins = []
+    left, twins = {each.id: _offer_of(each, catalogue) for each in unknown}, []
     if len(old) > max(2, 0.3 * len(listing.servers)) and not many:
         alarm = (
             f"{len(old)} servers have this deployment's label and are not in its database, as {old[0].name}: delete "
@@ -73,9 +80,10 @@ async def reconcile(
         )
     else:
         for server in old:
-            offer = _offer_of(server, catalogue)
-            if await servers.adopt_unknown(conn, server, offer, provider=provider, now=now) is None:
+            if await servers.adopt_unknown(conn, server, left[server.id], provider=provider, now=now) is None:
                 twins.append(server.name)
+            else:
+                del left[server.id]
     if twins:
         alarm = f"{', '.join(twins)} has this deployment's label and a name that was another server's: delete it"
     if listing.complete:
@@ -83,17 +91,19 @@ async def reconcile(
     blocked = [server.name for server in listing.servers if server.blocked]
     if blocked and alarm is None:
         alarm = f"the cloud has blocked the address of {', '.join(blocked)}: look into its messages to you"
-    return Found(len(listing.servers), tuple(row for row, server in seen if _is_dead(row, server, now)), alarm)
+    dead = tuple(row for row, server in seen if _is_dead(row, server, now))
+    return Found(len(listing.servers), tuple(left.values()), dead, alarm)
 
 
-def _matched(listing: Listing, rows: dict[str, Rented]) -> tuple[list[tuple[Rented, Server]], list[Server]]:
-    """Servers with their rows, and those without one."""
-    listed = {server.id for server in listing.servers}
+def _matched(
+    found: Sequence[Server], rows: dict[str, Rented], listed: Set[int]
+) -> tuple[list[tuple[Rented, Server]], list[Server]]:
+    """Servers with their rows, and those without one. ``listed`` has the ids of all that are there."""
     # Anybody may rename a server: its id is its own.
     by_id = {row.cloud_id: row for row in rows.values() if row.cloud_id is not None}
     seen: list[tuple[Rented, Server]] = []
     unknown: list[Server] = []
-    for server in listing.servers:
+    for server in found:
         row = by_id.get(server.id) or rows.get(server.name)
         # By its label a row is that of the server, unless it has another one that is there, too.
         ours = row is not None and (row.cloud_id == server.id or server.labels.get(NODE_LABEL) == row.id.hex)
@@ -104,21 +114,9 @@ def _matched(listing: Listing, rows: dict[str, Rented]) -> tuple[list[tuple[Rent
     return seen, unknown
 
 
-def _news(row: Rented, server: Server) -> bool:
-    off = server.status is Status.OFF
-    return (
-        row.cloud_id != server.id
-        or row.ended_at is not None
-        or row.created_at != server.created_at
-        or row.ipv4 != server.ipv4
-        or row.state in servers.ASKED
-        or off != (row.off_since is not None)
-    )
-
-
 def _is_dead(row: Rented, server: Server, now: datetime) -> bool:
     off = server.status is Status.OFF and row.off_since is not None and now - row.off_since >= OFF_FOR
-    return off and row.state is not State.DELETING
+    return off and row.state is not State.DELETING and not _speaks(row)
 
 
 def _should_be_listed(row: Rented, began: datetime) -> bool:
@@ -128,12 +126,12 @@ def _should_be_listed(row: Rented, began: datetime) -> bool:
     if row.asked_at is None:
         return False
     over = row.call_after if row.state is State.CREATING else row.asked_at + CALL_S
-    return over <= began
+    return over <= began or over > began + FARTHEST
 
 
 def _speaks(row: Rented) -> bool:
     """Its node was heard of just now: then it is the lists that are wrong."""
-    lives = row.state in (State.READY, State.DRAINING)
+    lives = row.node_state in ("ready", "draining")
     return lives and row.silent_s is not None and row.silent_s < SPOKE_WITHIN.total_seconds()
 
 
@@ -156,4 +154,9 @@ async def _miss(conn: Connection, rows: list[Rented], now: datetime) -> None:
 def _offer_of(server: Server, catalogue: Catalogue | None) -> Offer:
     """What it costs, by today's list; nothing if that does not have it."""
     found = None if catalogue is None else catalogue.find(server.type, server.location)
-    return found or Offer(server.type, server.location, 1, 0, Decimal(0), Decimal(0))
+    if found is None:
+        return Offer(server.type, server.location, 1, 0, NOTHING, NOTHING)
+    if server.ipv4 is not None:
+        return found
+    hourly, monthly = found.hourly - found.ipv4_hourly, found.monthly - found.ipv4_monthly
+    return replace(found, hourly=hourly, monthly=monthly, ipv4_hourly=NOTHING, ipv4_monthly=NOTHING)

@@ -1,4 +1,4 @@
-"""Which nodes there are. Owns ``nodes``.
+"""Which nodes there are. Owns ``nodes``; ``servers`` gives up those that did not join, heartbeats note that one lives.
 
 A node is minted with a one-time join token, joins with a credential of its own making, and is drained before it goes.
 Tokens and credentials are kept as SHA-256 only.
@@ -112,8 +112,19 @@ SELECT nodes.state, nodes.slots, nodes.account_id, servers.node_id IS NOT NULL A
 
 FORGET_UNJOINED = """
 -- forget_unjoined_nodes
-UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL
- WHERE state = 'joining' AND join_expires_at < now()
+UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL WHERE id = ANY (ARRAY(
+    SELECT id FROM nodes WHERE state = 'joining' AND join_expires_at < now() ORDER BY id FOR UPDATE SKIP LOCKED))
+"""
+
+# Rented ones go with their servers; what holds jobs, when those were taken back.
+FORGET_DRAINED = """
+-- forget_drained_nodes
+UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL, credential_hash = NULL WHERE id = ANY (ARRAY(
+    SELECT id FROM nodes
+     WHERE state = 'draining' AND last_seen_at < now() - $1::interval
+       AND NOT EXISTS (SELECT FROM leases WHERE leases.node_id = nodes.id)
+       AND NOT EXISTS (SELECT FROM servers WHERE servers.node_id = nodes.id)
+     ORDER BY id FOR UPDATE SKIP LOCKED))
 """
 
 FORGET = """
@@ -125,6 +136,9 @@ POOLS = """
 -- pools
 SELECT pool FROM pool_clocks ORDER BY random()
 """
+
+SILENT_FOR = timedelta(minutes=5)
+"""A node that is to leave and was not heard of for so long will not say so any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +284,12 @@ async def forget(conn: Connection, nodes: Collection[NodeId]) -> None:
 async def forget_unjoined(conn: Connection) -> None:
     """Nodes whose join token ran out before anybody redeemed it are gone. Safe to repeat."""
     await conn.execute(FORGET_UNJOINED)
+
+
+async def forget_drained(conn: Connection) -> None:
+    """Machines of one's own that were to leave and have died instead are gone; their credentials die with them. Safe to
+    repeat."""
+    await conn.execute(FORGET_DRAINED, SILENT_FOR)
 
 
 def _sha256(text: str) -> bytes:

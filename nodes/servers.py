@@ -8,9 +8,7 @@ Moments are by the cloud's clock.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from functions import ids
@@ -18,11 +16,17 @@ from functions.db import Connection
 from functions.ids import AccountId, NodeId, ProjectId
 from functions.sealing import Sealer
 from nodes import node_events, registry
+from nodes.fleet import FARTHEST
 from nodes.offers import HOUR, Offer
-from nodes.provider import Server
+from nodes.provider import Server, Status
+from nodes.rented import Rented, State
 
 JOIN_WITHIN = timedelta(minutes=10)
 """How long a join token works after the call that asked for its server."""
+OUTLAWED = "outlawed"
+"""The event of a node that must not be one any more; its detail is why."""
+FORGOTTEN_AFTER = timedelta(minutes=1)
+"""A server that is not even being deleted so long after the cloud has agreed to that stays, and costs on."""
 CALL_S = timedelta(minutes=1)
 """A call that has not come back by then never will: it is given up much earlier."""
 
@@ -37,7 +41,8 @@ VALUES ($1, $2, $3, 'planned', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 
 ASK = """
 -- ask_for_server
 UPDATE servers SET state = 'creating', tries = tries + 1, asked_at = $2, call_after = $3, missing = 0
- WHERE node_id = $1 AND state IN ('planned', 'creating') AND cloud_id IS NULL AND call_after <= $2
+ WHERE node_id = $1 AND state IN ('planned', 'creating') AND cloud_id IS NULL
+   AND (call_after <= $2 OR call_after > $2::timestamptz + $4::interval)
 RETURNING token
 """
 
@@ -56,6 +61,7 @@ UPDATE servers
        reserved_until = reserved_until + CASE WHEN created_at IS NULL THEN $3::timestamptz - planned_at ELSE '0' END,
        created_at = $3,
        off_since = CASE WHEN $6 THEN coalesce(off_since, $5::timestamptz) END,
+       deleted_at = CASE WHEN $7 AND deleted_at < $5::timestamptz - $8::interval THEN NULL ELSE deleted_at END,
        call_after = CASE WHEN state IN ('planned', 'creating') OR ended_at IS NOT NULL THEN $5 ELSE call_after END,
        state = CASE WHEN ended_at IS NOT NULL THEN 'deleting'
                     WHEN state IN ('planned', 'creating') THEN 'booting' ELSE state END
@@ -66,7 +72,21 @@ RETURNING before, state
 
 STILL_SEEN = """
 -- see_servers_again
-UPDATE servers SET seen_at = $2, missing = 0 WHERE node_id = ANY ($1) AND ended_at IS NULL
+UPDATE servers
+   SET seen_at = $1, missing = 0,
+       deleted_at = CASE WHEN listed.stays AND deleted_at < $1::timestamptz - $6::interval THEN NULL ELSE deleted_at END
+  FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::boolean[], $7::text[], $8::text[])
+    listed (id, created, address, stays, type, location)
+ WHERE cloud_id = listed.id AND ended_at IS NULL AND state NOT IN ('planned', 'creating') AND off_since IS NULL
+   AND servers.type = listed.type AND servers.location = listed.location
+   AND created_at = listed.created AND ipv4 IS NOT DISTINCT FROM listed.address
+RETURNING cloud_id, node_id
+"""
+
+REPRICE = """
+-- reprice_server
+UPDATE servers SET type = $2, location = $3, hourly = $4, monthly = $5, ipv4_hourly = $6, ipv4_monthly = $7
+ WHERE node_id = $1 AND ended_at IS NULL
 """
 
 MISSED = """
@@ -123,7 +143,9 @@ RETURNING node_id
 
 LEFT = """
 -- left_servers
-SELECT servers.node_id, nodes.joined_at IS NULL AS unjoined
+SELECT servers.node_id, nodes.joined_at IS NULL AS unjoined,
+       (SELECT max(detail) FROM node_events
+         WHERE node_events.node_id = servers.node_id AND node_events.type = 'outlawed') AS outlawed
   FROM servers JOIN nodes ON nodes.id = servers.node_id
  WHERE servers.ended_at IS NULL AND servers.state <> 'deleting' AND nodes.state = 'gone'
 """
@@ -138,55 +160,6 @@ VALUES ($1, $2, $3, 'deleting', $4, $5, $6, $7, $8, $9, $10, $11, $12, 'unknown'
         true)
 ON CONFLICT DO NOTHING
 RETURNING node_id
-"""
-
-LIVE = """
--- live_servers
-SELECT servers.*, nodes.state AS node_state, extract(epoch FROM now() - nodes.last_seen_at)::float8 AS silent_s
-  FROM servers LEFT JOIN nodes ON nodes.id = servers.node_id
- WHERE ended_at IS NULL ORDER BY node_id
-"""
-
-DUE = """
--- due_servers
-SELECT servers.*, nodes.state AS node_state, extract(epoch FROM now() - nodes.last_seen_at)::float8 AS silent_s
-  FROM servers LEFT JOIN nodes ON nodes.id = servers.node_id
- WHERE ended_at IS NULL AND servers.state IN ('planned', 'deleting') AND call_after <= $1 ORDER BY node_id
-"""
-
-ANY_LIVE = """
--- any_live_server
-SELECT EXISTS (SELECT 1 FROM servers WHERE ended_at IS NULL)
-"""
-
-SERVING = """
--- serving_servers
-SELECT servers.*, nodes.state AS node_state, extract(epoch FROM now() - nodes.last_seen_at)::float8 AS silent_s
-  FROM servers JOIN nodes ON nodes.id = servers.node_id
- WHERE servers.ended_at IS NULL AND servers.state IN ('booting', 'ready') AND nodes.state = 'ready'
-   AND (servers.account_id IS NULL OR servers.account_id = ANY ($1))
- ORDER BY servers.node_id
-"""
-
-NAMED = """
--- named_servers
-SELECT servers.*, nodes.state AS node_state, extract(epoch FROM now() - nodes.last_seen_at)::float8 AS silent_s
-  FROM servers LEFT JOIN nodes ON nodes.id = servers.node_id
- WHERE servers.name = ANY ($1)
-"""
-
-GET = """
--- get_server
-SELECT servers.*, nodes.state AS node_state, extract(epoch FROM now() - nodes.last_seen_at)::float8 AS silent_s
-  FROM servers LEFT JOIN nodes ON nodes.id = servers.node_id
- WHERE servers.node_id = $1
-"""
-
-SILENCES = """
--- silent_servers
-SELECT servers.node_id, extract(epoch FROM now() - nodes.last_seen_at)::float8 AS silent_s
-  FROM servers JOIN nodes ON nodes.id = servers.node_id
- WHERE servers.ended_at IS NULL AND servers.state IN ('ready', 'draining') AND nodes.last_seen_at IS NOT NULL
 """
 
 PLANNED = """
@@ -216,55 +189,6 @@ UNJOINED = """
 -- unjoined_node
 UPDATE nodes SET state = 'gone', gone_at = now(), join_hash = NULL WHERE id = $1 AND state = 'joining' RETURNING id
 """
-
-
-class State(StrEnum):
-    PLANNED = "planned"
-    CREATING = "creating"
-    BOOTING = "booting"
-    READY = "ready"
-    DRAINING = "draining"
-    DELETING = "deleting"
-    GONE = "gone"
-    LOST = "lost"
-    FAILED = "failed"
-
-
-ASKED = frozenset((State.PLANNED, State.CREATING))
-
-
-@dataclass(frozen=True, slots=True)
-class Rented:
-    """A row; ``node_state`` and ``silent_s`` are of its node, None if there is none or it was never heard of."""
-
-    id: NodeId
-    name: str
-    state: State
-    offer: Offer
-    account: AccountId | None
-    payer: ProjectId | None
-    tries: int
-    asked_at: datetime | None
-    call_after: datetime
-    planned_at: datetime
-    cloud_id: int | None
-    created_at: datetime | None
-    ipv4: str | None
-    seen_at: datetime | None
-    missing: int
-    off_since: datetime | None
-    reserved_until: datetime
-    closed: bool
-    deleted_at: datetime | None
-    ended_at: datetime | None
-    error: str | None
-    node_state: str | None
-    silent_s: float | None
-
-    @property
-    def hours_from(self) -> datetime:
-        """From when its paid hours are counted; before the cloud has said, from the decision to buy it."""
-        return self.created_at or self.planned_at
 
 
 def name_of(owner: str, node: NodeId) -> str:
@@ -301,7 +225,7 @@ async def plan(
 
 async def ask(conn: Connection, sealer: Sealer, node: NodeId, *, now: datetime) -> str | None:
     """The purchase is about to be tried: its join token; None if it is not to be tried now."""
-    sealed = await conn.fetchval(ASK, node, now, now + CALL_S)
+    sealed = await conn.fetchval(ASK, node, now, now + CALL_S, FARTHEST)
     if sealed is None:
         return None
     await registry.extend_join(conn, node, JOIN_WITHIN)
@@ -315,7 +239,9 @@ async def postpone(conn: Connection, node: NodeId, *, until: datetime, error: st
 
 async def see(conn: Connection, node: NodeId, server: Server, *, now: datetime, off: bool) -> None:
     """It exists, says the cloud. One that had ended by its row is deleted."""
-    row = await conn.fetchrow(SEEN, node, server.id, server.created_at, server.ipv4, now, off)
+    row = await conn.fetchrow(
+        SEEN, node, server.id, server.created_at, server.ipv4, now, off, _stays(server), FORGOTTEN_AFTER
+    )
     if row is None or row["before"] == row["state"]:
         return
     if row["state"] == State.BOOTING:
@@ -324,9 +250,25 @@ async def see(conn: Connection, node: NodeId, server: Server, *, now: datetime, 
         await node_events.note(conn, node, "found_again", f"server {server.id} exists after all: it is deleted")
 
 
-async def see_again(conn: Connection, nodes: Collection[NodeId], *, now: datetime) -> None:
-    """They are there as before."""
-    await conn.execute(STILL_SEEN, list(nodes), now)
+async def see_again(conn: Connection, listed: Collection[Server], *, now: datetime) -> dict[int, NodeId]:
+    """They are there, says the cloud, and on. Of those that are as their rows have them this is all: by cloud id, their
+    nodes. One statement for however many."""
+    rows = await conn.fetch(
+        STILL_SEEN, now, [each.id for each in listed], [each.created_at for each in listed],
+        [each.ipv4 for each in listed], [_stays(each) for each in listed], FORGOTTEN_AFTER,
+        [each.type for each in listed], [each.location for each in listed],
+    )  # fmt: skip
+    return {row["cloud_id"]: NodeId(row["node_id"]) for row in rows}
+
+
+async def reprice(conn: Connection, row: Rented, offer: Offer) -> None:
+    """It is not what was ordered: its hours that are not settled yet cost what this does, where that is known."""
+    if not offer.hourly:
+        return
+    prices = (offer.hourly, offer.monthly, offer.ipv4_hourly, offer.ipv4_monthly)
+    await conn.execute(REPRICE, row.id, offer.type, offer.location, *prices)
+    was, found = " at ".join(row.offer.key), " at ".join(offer.key)
+    await node_events.note(conn, row.id, "swapped", f"{was} was ordered, and it is {found}, {offer.hourly} EUR/h")
 
 
 async def miss(conn: Connection, nodes: Collection[NodeId]) -> dict[NodeId, int]:
@@ -373,11 +315,6 @@ async def unplan(conn: Connection, *, reason: str, now: datetime) -> None:
         await delete(conn, row["node_id"], reason=reason, now=now)
 
 
-async def silences(conn: Connection) -> dict[NodeId, float]:
-    """For how many seconds each node that has joined was not heard of."""
-    return {NodeId(row["node_id"]): row["silent_s"] for row in await conn.fetch(SILENCES)}
-
-
 async def deleted(conn: Connection, node: NodeId, *, now: datetime, again: timedelta) -> None:
     """The cloud will delete it; if it is still there after ``again`` it is asked once more."""
     await conn.execute(DELETED, node, now, now + again)
@@ -407,7 +344,7 @@ async def follow_nodes(conn: Connection, *, now: datetime) -> None:
     for row in await conn.fetch(DRAINING):
         await node_events.note(conn, row["node_id"], "draining")
     for row in await conn.fetch(LEFT):
-        reason = "its join token ran out" if row["unjoined"] else "the node left"
+        reason = row["outlawed"] or ("its join token ran out" if row["unjoined"] else "the node left")
         await delete(conn, row["node_id"], reason=reason, now=now, failed=row["unjoined"])
 
 
@@ -424,11 +361,6 @@ async def adopt_unknown(
     return made if made is None else NodeId(made)
 
 
-async def live(conn: Connection) -> list[Rented]:
-    """All that exist or may exist, the oldest first."""
-    return [_rented(row) for row in await conn.fetch(LIVE)]
-
-
 async def forget_failed(conn: Connection, *, limit: int) -> int:
     """Forget purchases that came to nothing a day ago, with their nodes; how many. In one transaction."""
     nodes = [NodeId(row["node_id"]) for row in await conn.fetch(FORGET_FAILED, limit)]
@@ -437,31 +369,8 @@ async def forget_failed(conn: Connection, *, limit: int) -> int:
     return len(nodes)
 
 
-async def due(conn: Connection, *, now: datetime) -> list[Rented]:
-    """Those that the cloud is to be called about now."""
-    return [_rented(row) for row in await conn.fetch(DUE, now)]
-
-
-async def any_live(conn: Connection) -> bool:
-    """Whether there is one that exists or may exist."""
-    return bool(await conn.fetchval(ANY_LIVE))
-
-
-async def serving(conn: Connection, accounts: Collection[int]) -> list[Rented]:
-    """Those that are ready for jobs of the accounts; one that joined just now is."""
-    found = [_rented(row) for row in await conn.fetch(SERVING, list(accounts))]
-    return [replace(row, state=State.READY) for row in found]
-
-
-async def named(conn: Connection, names: Collection[str]) -> dict[str, Rented]:
-    """Rows by the server's name, ended ones too."""
-    return {row["name"]: _rented(row) for row in await conn.fetch(NAMED, list(names))}
-
-
-async def get(conn: Connection, node: NodeId) -> Rented | None:
-    """The server of a node; None if the node is not rented."""
-    row = await conn.fetchrow(GET, node)
-    return None if row is None else _rented(row)
+def _stays(server: Server) -> bool:
+    return server.status is not Status.DELETING
 
 
 def _sold(offer: Offer) -> tuple[Any, ...]:
@@ -469,22 +378,3 @@ def _sold(offer: Offer) -> tuple[Any, ...]:
         offer.type, offer.location, offer.architecture, offer.slots, offer.memory, offer.hourly, offer.monthly,
         offer.ipv4_hourly, offer.ipv4_monthly,
     )  # fmt: skip
-
-
-def _rented(row: Any) -> Rented:
-    offer = Offer(
-        row["type"], row["location"], row["slots"], row["memory"], row["hourly"], row["monthly"],
-        architecture=row["architecture"], ipv4_hourly=row["ipv4_hourly"], ipv4_monthly=row["ipv4_monthly"],
-    )  # fmt: skip
-    same = (
-        "name", "tries", "asked_at", "call_after", "planned_at", "cloud_id", "created_at", "ipv4", "seen_at", "missing",
-        "off_since", "reserved_until", "closed", "deleted_at", "ended_at", "error", "node_state", "silent_s",
-    )  # fmt: skip
-    return Rented(
-        id=NodeId(row["node_id"]),
-        state=State(row["state"]),
-        offer=offer,
-        account=row["account_id"],
-        payer=row["payer_id"],
-        **{name: row[name] for name in same},
-    )

@@ -14,6 +14,7 @@ from functions.egress import EgressFailed, EgressPolicy, EgressRefused, exchange
 from functions.egress.exchange import DEADLINE_S
 from functions.signing import Signer
 from scheduler.deliveries import PASSING, Claimed, Exchanged
+from scheduler.job_errors import storable
 
 STEPS_S = (5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
 """Seconds from one attempt to the next; the first is made at once."""
@@ -62,10 +63,10 @@ class Direct:
         try:
             answer = await exchange(self.policy, "POST", claimed.url, headers, data, deadline_s=self.deadline_s)
         except EgressRefused as error:
-            return Exchanged(ms_since(started_s), error=plain(error.message))
+            return Exchanged(ms_since(started_s), error=storable(error.message))
         except EgressFailed as error:
             return Exchanged(
-                ms_since(started_s), error.address, error=plain(error.message), timed_out=error.kind == "timeout"
+                ms_since(started_s), error.address, error=storable(error.message), timed_out=error.kind == "timeout"
             )
         taken = 200 <= answer.status < 300
         unwanted = not taken and _asks_to_stop(answer.headers)
@@ -74,7 +75,7 @@ class Direct:
             address=answer.address,
             status=answer.status,
             error=None if taken else _complaint(answer.status, unwanted),
-            response=plain(answer.body[:EXCERPT_BYTES].decode(errors="replace")),
+            response=storable(answer.body[:EXCERPT_BYTES].decode(errors="replace")),
             retry_after_s=retry_after(answer.headers, now),
             unwanted=unwanted,
         )
@@ -108,8 +109,3 @@ def _complaint(status: int, unwanted: bool) -> str:
 
 def ms_since(started_s: float) -> int:
     return round((time.monotonic() - started_s) * 1000)
-
-
-def plain(text: str) -> str:
-    """PostgreSQL's text holds no NUL, which a stranger's answer may."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

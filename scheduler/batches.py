@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from functions import endpoints, ids, versions
+from functions import ids, listening, versions
 from functions.db import Connection, Row
 from functions.errors import NotFound
 from functions.grammar import BATCH_COMPLETED
@@ -189,7 +189,7 @@ async def complete_once(conn: Connection, after: BatchId, *, limit: int) -> tupl
             row = await conn.fetchrow(COMPLETE_BATCH, batch)
             version = (await versions.by_ids(conn, [row["version_id"]]))[row["version_id"]]
             callbacks = version.manifest.spec.callbacks
-            listeners = await endpoints.listeners(conn, row["project_id"], [row["function_id"]])
+            listeners = await listening.listeners(conn, row["project_id"], [row["function_id"]])
             told = endpoints_of(
                 callbacks, row["callback_url"], (BATCH_COMPLETED,), BATCH_COMPLETED,
                 listeners=listeners, function=version.function_name,

@@ -22,6 +22,12 @@ OVERLOADED = frozenset({429, 502, 503, 504})
 SLOW_MS = 2000
 
 
+def part_of(room: int, in_flight: int) -> int:
+    """How many more messages a project that has so many under way may have of the room that is left: however many
+    projects take all that they get, each has no more than is left then, and so there is some for the next one."""
+    return max((room - in_flight + 1) // 2, 0)
+
+
 def is_trouble(exchanged: Exchanged) -> bool:
     """Whether an attempt says that its endpoint is not there, or not up to it.
 

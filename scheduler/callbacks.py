@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from functions.egress import origin_of
-from functions.endpoints import Listener
 from functions.grammar import LIVE, OUTCOMES, Callback
 from functions.ids import EndpointId
+from functions.listening import Listener
 from scheduler.views import rfc3339
 
 BODY_BYTES = 20_000

@@ -21,11 +21,11 @@ from functions.errors import Conflict, RGridError, Unavailable
 from functions.expressions import MissingValue
 from functions.ids import JobId
 from functions.versions import Version
-from scheduler import chains, jobs, limits
+from scheduler import chains, job_errors, jobs, limits, preparing
 from scheduler.chains import Chain
 from scheduler.gates import GateId
 from scheduler.inputs import refused_inputs
-from scheduler.jobs import Invocation, Sizing
+from scheduler.preparing import Invocation, Sizing
 from scheduler.queue import NewJob
 from scheduler.spill import Spilling, loaded
 from scheduler.views import JobRecord, job_object, read_jobs
@@ -157,7 +157,7 @@ async def _next(
         | ({} if record.row["function"] is None else {"name": record.row["function"]})
         | {"job": ids.encode(ids.JOB, record.id), "depth": depth},
     )
-    new = replace(jobs.prepare(target.project_id, target, invocation, sizing), id=chain.next_id)
+    new = replace(preparing.prepare(target.project_id, target, invocation, sizing), id=chain.next_id)
     if refused := await refused_inputs(conn, [new], policy):
         raise refused[new.id]
     return new
@@ -197,4 +197,4 @@ async def _submit(
 
 
 def _error(error: RGridError) -> str:
-    return json.dumps({"code": error.code, "message": jobs.storable(error.message)})
+    return json.dumps({"code": error.code, "message": job_errors.storable(error.message)})

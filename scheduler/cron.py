@@ -17,23 +17,23 @@ from typing import Any
 import asyncpg
 import structlog
 
-from functions import endpoints, ids, schedules, versions
+from functions import due_schedules, ids, listening, versions
 from functions.artifacts import Store
 from functions.db import Connection, Pool
+from functions.due_schedules import DueSchedule
 from functions.egress import EgressPolicy
 from functions.errors import Conflict, Invalid, RGridError, Unavailable
 from functions.expressions import MissingValue
 from functions.grammar import SCHEDULE_MISSED
 from functions.ids import JobId, ProjectId, ScheduleId
 from functions.schedule_spec import ScheduleSpec, params_of, time_text
-from functions.schedules import DueSchedule
 from functions.versions import Version
-from scheduler import deliveries, jobs, limits, schedule_runs
+from scheduler import cancelling, deliveries, job_errors, jobs, limits, preparing, schedule_runs
 from scheduler.callbacks import endpoints_of
 from scheduler.due_times import DueTimes, due_times, spread
 from scheduler.gates import GateId
 from scheduler.inputs import refused_inputs
-from scheduler.jobs import Invocation, Sizing
+from scheduler.preparing import Invocation, Sizing
 from scheduler.queue import NewJob
 from scheduler.schedule_runs import Run
 from scheduler.spill import is_large, spilled
@@ -99,7 +99,7 @@ async def fire_once(
     ``reached`` gets the gates to be advanced after the commit.
     """
     async with pool.acquire() as conn, conn.transaction():
-        due = await schedules.due(conn, limit=limit)
+        due = await due_schedules.due(conn, limit=limit)
         if not due:
             return Fired()
         found = await versions.with_digests(conn, {each.version_id: each.image_digest for each in due})
@@ -111,8 +111,8 @@ async def fire_once(
         await _replace(conn, firing, reached)
         firing.runs += await _submit(conn, firing.planned, reached)
         await schedule_runs.record(conn, firing.runs)
-        await schedules.move(conn, firing.moved)
-        await schedules.postpone(conn, firing.postponed, AGAIN)
+        await due_schedules.move(conn, firing.moved)
+        await due_schedules.postpone(conn, firing.postponed, AGAIN)
         await _tell(conn, firing.runs, {each.id: each for each in due}, version_of)
     states = [run.state for run in firing.runs]
     for run in firing.runs:
@@ -146,7 +146,7 @@ def job_of(
     except MissingValue as error:
         raise Invalid(str(error), code="template_invalid") from None
     invocation = replace(asked, params=params, trigger=trigger_of(schedule, spec, planned))
-    return jobs.prepare(version.project_id, version, invocation, sizing)
+    return preparing.prepare(version.project_id, version, invocation, sizing)
 
 
 async def _plan(
@@ -247,7 +247,7 @@ async def _replace(conn: Connection, firing: _Firing, reached: set[GateId] | Non
         if schedule in replacing:
             victims.setdefault(replacing[schedule], []).extend(unfinished)
     for project, of_project in sorted(victims.items()):
-        await jobs.cancel(conn, project, of_project, reached)
+        await cancelling.cancel(conn, project, of_project, reached)
 
 
 async def _submit(conn: Connection, planned: Sequence[_Planned], reached: set[GateId] | None) -> list[Run]:
@@ -279,7 +279,7 @@ async def _enter(
 
 def _run(each: _Planned, error: RGridError | None, job: NewJob | None = None) -> Run:
     if error is not None:
-        reason = {"code": error.code, "message": jobs.storable(error.message)}
+        reason = {"code": error.code, "message": job_errors.storable(error.message)}
         return Run(each.schedule.id, each.at, each.schedule.project_id, "failed", error=reason)
     assert job is not None
     return Run(each.schedule.id, each.at, each.schedule.project_id, "submitted", job_id=job.id)
@@ -302,7 +302,7 @@ async def _tell(
     for project in sorted({same[0].project_id for same in alike.values()}):
         mine = [same for same in alike.values() if same[0].project_id == project]
         functions = {due[same[0].schedule_id].function_id for same in mine}
-        listeners = await endpoints.listeners(conn, project, functions)
+        listeners = await listening.listeners(conn, project, functions)
         for same in mine:
             each, version = due[same[0].schedule_id], version_of[same[0].schedule_id]
             told = endpoints_of(

@@ -1,6 +1,7 @@
 """Deliveries of callbacks: what is due, what came of each attempt, and what is tried again when.
 
-Owns ``deliveries`` (the queue inserts those of outcomes, in the statement that ends a job) and ``delivery_attempts``.
+Owns ``deliveries`` and ``delivery_attempts``. ``lease_ends`` and ``withdrawing`` insert those of outcomes, in the
+statement that ends a job; ``redelivering`` makes them due anew.
 ``due_at`` is also the lease of who is sending: a sender that dies leaves a delivery that comes back with the same id.
 """
 
@@ -13,14 +14,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from functions import endpoints, ids
+from functions import ids
 from functions.db import Connection
 from functions.egress import origin_of
-from functions.errors import Conflict, NotFound
+from functions.errors import NotFound
 from functions.grammar import PROGRESS
 from functions.ids import EndpointId, JobId, MessageId, ProjectId
 from scheduler.callbacks import Endpoint
-from scheduler.leasing import NewDelivery
+from scheduler.new_deliveries import new_delivery
 
 WALK_ENDPOINTS = """
 -- walk_endpoints
@@ -107,29 +108,6 @@ ON CONFLICT DO NOTHING
 RETURNING id
 """
 
-REDELIVER = """
--- redeliver
-UPDATE deliveries SET state = 'pending', tries = 0, due_at = now(), ended_reason = NULL
- WHERE project_id = $1 AND id = $2
-RETURNING endpoint_id, url, (SELECT e.url FROM callback_endpoints e
-                              WHERE e.project_id = $1 AND e.id = deliveries.endpoint_id) AS url_now
-"""
-
-SEND_ELSEWHERE = """
--- send_delivery_elsewhere
-UPDATE deliveries SET url = $3, endpoint = $4 WHERE project_id = $1 AND id = $2
-"""
-
-RECOVER = """
--- recover_deliveries
-UPDATE deliveries SET state = 'pending', tries = 0, due_at = now(), ended_reason = NULL
- WHERE id = ANY (ARRAY(
-    SELECT id FROM deliveries
-     WHERE project_id = $1 AND endpoint_id = $2 AND id >= $3 AND state = 'exhausted' AND type <> ALL ($7)
-       AND occurred_at >= $4 AND ($5::timestamptz IS NULL OR occurred_at < $5)
-     ORDER BY id LIMIT $6))
-"""
-
 # By its origin, which the index of what is pending has.
 END_PENDING = """
 -- end_pending_deliveries
@@ -137,20 +115,19 @@ UPDATE deliveries SET state = 'exhausted', ended_reason = $4
  WHERE project_id = $1 AND endpoint = $2 AND endpoint_id = $3 AND state = 'pending'
 """
 
+# In order: two events may be answered at once, and both answers end the other one. By the job's index: + 0 keeps the
+# planner from reading all that the project has waiting.
+LOCK_PENDING_OF_JOB = """
+-- lock_pending_deliveries_of_job
+SELECT FROM deliveries
+ WHERE project_id + 0 = $1 AND job_id = $2 AND url = $3 AND endpoint_id IS NULL AND state = 'pending'
+ ORDER BY type, id FOR NO KEY UPDATE
+"""
+
 END_PENDING_OF_JOB = """
 -- end_pending_deliveries_of_job
 UPDATE deliveries SET state = 'exhausted', ended_reason = $4
- WHERE project_id = $1 AND job_id = $2 AND url = $3 AND endpoint_id IS NULL AND state = 'pending'
-"""
-
-WAS_TAKEN = """
--- was_delivery_taken
-SELECT EXISTS (SELECT FROM delivery_attempts WHERE delivery_id = $1 AND status BETWEEN 200 AND 299)
-"""
-
-MOVE = """
--- move_deliveries
-UPDATE deliveries SET url = $3, endpoint = $4 WHERE project_id = $1 AND endpoint_id = $2 AND state <> 'delivered'
+ WHERE project_id + 0 = $1 AND job_id = $2 AND url = $3 AND endpoint_id IS NULL AND state = 'pending'
 """
 
 # Others go with their job or batch.
@@ -167,7 +144,6 @@ PASSING = (PROGRESS, TEST)
 """Not worth telling late: one attempt, and no more. That it fails says nothing of the endpoint."""
 APART_MS = 60_000
 """How far the clock that makes ids may be from the database's."""
-DISABLED = "the endpoint is disabled"
 DELETED = "the endpoint was deleted"
 GONE = "the address answered 410 to an event of the same job"
 
@@ -226,14 +202,6 @@ class Exchanged:
     @property
     def taken(self) -> bool:
         return self.status is not None and 200 <= self.status < 300
-
-
-def new_delivery(subject: UUID, kind: str, endpoint: Endpoint) -> NewDelivery:
-    """An event of ``subject`` for an endpoint; for one that is disabled it is written down and not sent."""
-    return NewDelivery(
-        MessageId(ids.new_uuid7()), JobId(subject), kind, endpoint.url, endpoint.key, endpoint.id, endpoint.secrets,
-        None if endpoint.enabled else DISABLED,
-    )  # fmt: skip
 
 
 async def add(
@@ -307,59 +275,19 @@ async def give_up(conn: Connection, claimed: Claimed, reason: str) -> None:
     await conn.execute(GIVE_UP, claimed.id, claimed.due_at, reason)
 
 
-async def redeliver(conn: Connection, project: ProjectId, delivery: MessageId) -> None:
-    """Send it again now, with the whole schedule before it, whatever came of it so far, in the caller's transaction;
-    to where its endpoint is by now.
-
-    Raises ``NotFound``, or ``Conflict`` when its endpoint takes nothing.
-    """
-    row = await conn.fetchrow(REDELIVER, project, delivery)
-    if row is None:
-        raise not_found(delivery)
-    if row["endpoint_id"] is not None:
-        await require_enabled(conn, project, row["endpoint_id"])
-        if row["url_now"] != row["url"]:
-            await conn.execute(SEND_ELSEWHERE, project, delivery, row["url_now"], origin_of(row["url_now"]))
-
-
-async def require_enabled(conn: Connection, project: ProjectId, endpoint: EndpointId) -> None:
-    """Raise ``Conflict`` when an endpoint is disabled, or is not there any more."""
-    found = (await endpoints.for_sending(conn, project, [endpoint])).get(endpoint)
-    if found is None:
-        raise Conflict(f"{DELETED} since", code="callback_deleted")
-    if found.disabled_reason is not None:
-        raise Conflict(f"{DISABLED} ({found.disabled_reason}): enable it first", code="callback_disabled")
-
-
-async def recover(
-    conn: Connection, project: ProjectId, endpoint: EndpointId, since: datetime, until: datetime | None, *, limit: int
-) -> int:
-    """Send what was exhausted again, of up to ``limit`` events of that time, the oldest first; how many. What was only
-    worth telling at once stays as it is."""
-    done = await conn.execute(
-        RECOVER, project, endpoint, ids.first_of(since, later_ms=-APART_MS), since, until, limit, list(PASSING)
-    )
-    return int(done.split()[-1])
-
-
 async def end_pending(conn: Connection, project: ProjectId, endpoint: EndpointId, url: str, reason: str) -> int:
     """Give up what waits to be sent to an endpoint at ``url``; how many."""
     return int((await conn.execute(END_PENDING, project, origin_of(url), endpoint, reason)).split()[-1])
 
 
+async def lock_pending_of_job(conn: Connection, project: ProjectId, job: JobId, url: str) -> None:
+    """Before the first of what ``end_pending_of_job`` ends is changed, in the same transaction."""
+    await conn.execute(LOCK_PENDING_OF_JOB, project, job, url)
+
+
 async def end_pending_of_job(conn: Connection, project: ProjectId, job: JobId, url: str, reason: str) -> int:
     """Give up what waits to be sent of a job to an address that only it has; how many."""
     return int((await conn.execute(END_PENDING_OF_JOB, project, job, url, reason)).split()[-1])
-
-
-async def was_taken(conn: Connection, delivery: MessageId) -> bool:
-    """Whether an attempt of it succeeded, however often it was asked for again since."""
-    return bool(await conn.fetchval(WAS_TAKEN, delivery))
-
-
-async def move(conn: Connection, project: ProjectId, endpoint: EndpointId, url: str) -> None:
-    """Send what has not reached an endpoint to its new address."""
-    await conn.execute(MOVE, project, endpoint, url, origin_of(url))
 
 
 async def forget(conn: Connection, *, age: timedelta, limit: int) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 
-from functions import endpoints, versions
+from functions import listening, versions
 from functions.db import Connection, Row
 from functions.grammar import PROGRESS, STARTED
 from functions.ids import JobId, ProjectId
 from scheduler import deliveries
 from scheduler.callbacks import endpoints_of, thin
-from scheduler.leasing import Claimed
+from scheduler.claiming import Claimed
 from scheduler.views import Links, job_object, read_jobs
 
 APART = timedelta(milliseconds=500)
@@ -51,7 +51,7 @@ async def _tell(conn: Connection, links: Links, jobs: Sequence[JobId], kind: str
         of_project.setdefault(row["project_id"], []).append(row)
     told = False
     for project, asked in of_project.items():
-        listening = await endpoints.listeners(conn, project, {row["function_id"] for row in asked})
+        hearing = await listening.listeners(conn, project, {row["function_id"] for row in asked})
         records = await read_jobs(conn, project, [row["id"] for row in asked])
         # Written down as short as it is sent: a job's params may be a megabyte, and it may get on a thousand times.
         objects = {record.id: thin(job_object(record, links)) for record in records}
@@ -59,7 +59,7 @@ async def _tell(conn: Connection, links: Links, jobs: Sequence[JobId], kind: str
             version = found[row["version_id"]]
             wanting = endpoints_of(
                 version.manifest.spec.callbacks, row["callback_url"], row["callback_events"], kind,
-                listeners=[each for each in listening if each.function_id in (None, row["function_id"])],
+                listeners=[each for each in hearing if each.function_id in (None, row["function_id"])],
                 function=version.function_name,
             )  # fmt: skip
             new = await deliveries.add(

@@ -1,4 +1,7 @@
-"""Jobs whose time is over: not started within their ttl (they expire), or not finished within their Cancel-After."""
+"""Jobs whose time is over: not started within their ttl (they expire), or not finished within their Cancel-After.
+
+Takes them out of ``ready_jobs`` and ``waiting_jobs``; of leased ones it notes that they are to be cancelled.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections import defaultdict
 
 from functions.db import Connection, Pool
 from functions.ids import ProjectId
-from scheduler import gates, jobs
+from scheduler import cancelling, gates, job_errors
 from scheduler.gates import GateId
 from scheduler.withdrawing import Unleased
 
@@ -66,8 +69,8 @@ async def _end_waiting(conn: Connection, limit: int, freed: set[GateId] | None) 
         groups[row["project_id"], row["cancelled"], row["attempt"]].append(taken)
     for (project, cancelled, attempt), taken_out in groups.items():
         if cancelled:
-            await jobs.end_unleased(conn, project, "cancelled", jobs.deadline_exceeded(attempt), taken_out)
+            await cancelling.end_unleased(conn, project, "cancelled", job_errors.deadline_exceeded(attempt), taken_out)
         else:
             error = {"code": "deadline_exceeded", "message": "not started within its ttl", "attempt": attempt}
-            await jobs.end_unleased(conn, project, "expired", error, taken_out)
+            await cancelling.end_unleased(conn, project, "expired", error, taken_out)
     return len(rows)

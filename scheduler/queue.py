@@ -1,8 +1,9 @@
 """Jobs enter the queue, and become claimable: one statement each, over arrays.
 
-Owns ``jobs`` (written once), ``ready_jobs``, ``waiting_jobs`` and ``flows``. ``leasing`` takes jobs out of ready_jobs
-and brings some back; ``gates``, ``pauses``, ``overdue``, ``relimiting`` and ``withdrawing`` move them as well. A job
-that is not finished stands in exactly one of ready_jobs, waiting_jobs and leases. Claim order is start-time fair
+Owns ``jobs`` (written once), ``ready_jobs``, ``waiting_jobs`` and ``flows``. ``claiming`` takes jobs out of ready_jobs
+and ``lease_ends`` brings some back; ``gates``, ``pauses``, ``overdue``, ``relimiting`` and ``withdrawing`` move them as
+well, and set their project's place in ``flows``. A job that is not finished stands in exactly one of ready_jobs,
+waiting_jobs and leases. Claim order is start-time fair
 queuing: a job's virtual time is given when it becomes claimable, so that a project that floods its account delays the
 others by one job, not by its backlog.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
@@ -29,11 +31,11 @@ WITH input AS (
         $1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
         $9::uuid[], $10::text[], $11::int[], $12::interval[], $13::text[], $14::bytea[], $15::text[], $16::uuid[],
         $17::smallint[], $18::interval[], $19::interval[], $20::interval[], $21::text[],
-        $22::uuid[], $23::uuid[], $24::text[], $25::bytea[]
+        $22::uuid[], $23::uuid[], $24::text[], $25::bytea[], $26::numeric[]
     ) WITH ORDINALITY AS i (
         job_id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
         retried_from, traceparent, cls, delay, key, body_hash, key_id, batch_id, lane,
-        head_start, ttl, cancel_after, gates, receipt_id, webhook_id, receipt_head, receipt_body, ord)
+        head_start, ttl, cancel_after, gates, receipt_id, webhook_id, receipt_head, receipt_body, max_cost, ord)
 ), keyed AS (
     INSERT INTO idempotency_keys (project_id, function_id, key, body_hash, job_id, expires_at)
     -- What a webhook's sender calls a delivery (id:) is known for days: so long it may send it again. Jobs without a
@@ -51,9 +53,9 @@ WITH input AS (
     SELECT * FROM input WHERE key IS NULL OR job_id IN (SELECT job_id FROM keyed)
 ), written AS (
     INSERT INTO jobs (id, project_id, function_id, version_id, trigger, params, callback_url, callback_events,
-                      retried_from, traceparent, key_id, batch_id)
+                      retried_from, traceparent, key_id, batch_id, max_cost)
     SELECT job_id, project_id, function_id, version_id, trigger::json, params::json, callback_url,
-           string_to_array(callback_events, ','), retried_from, traceparent, key_id, batch_id
+           string_to_array(callback_events, ','), retried_from, traceparent, key_id, batch_id, max_cost
       FROM accepted
 ), received AS (
     INSERT INTO webhook_receipts (id, webhook_id, project_id, verdict, job_id, head, body)
@@ -197,6 +199,8 @@ class NewJob:
     ttl: timedelta | None = None
     cancel_after: timedelta | None = None
     receipt: NewReceipt | None = None
+    max_cost: Decimal | None = None
+    """EUR net that its running may cost: see ``running_costs``."""
 
     @property
     def key_scope(self) -> UUID:
@@ -230,6 +234,7 @@ async def enqueue(
         [job.cancel_after for job in jobs], [passed.get(job.id) for job in jobs],
         [job.receipt and job.receipt.id for job in jobs], [job.receipt and job.receipt.webhook_id for job in jobs],
         [job.receipt and job.receipt.head for job in jobs], [job.receipt and job.receipt.body for job in jobs],
+        [job.max_cost for job in jobs],
     )  # fmt: skip
     gates.note(rows, reached)
     return {row["job_id"]: row["created_at"] for row in rows}

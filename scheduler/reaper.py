@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from functions import ids
 from functions.db import Pool
-from scheduler import jobs, leasing
+from scheduler import finishing, job_errors, lease_ends, leasing
 from scheduler.gates import GateId
-from scheduler.leasing import Ending, Expired
+from scheduler.lease_ends import Ending
+from scheduler.leasing import Expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +27,22 @@ async def reap_once(
     """Take back up to ``limit`` leases that ran out, in one transaction. Safe beside others and after a crash.
 
     A lost attempt is not one of the user's; after more than ``max_losses`` of them the job fails with ``node_lost``. A
-    job with a cancel pending ends cancelled: its node can no longer say so. ``freed`` gets the gates to be advanced
-    afterwards.
+    job with a cancel pending ends cancelled, one whose money is used up fails: its node can no longer say so. ``freed``
+    gets the gates to be advanced afterwards.
     """
     over: list[Ending] = []
     back = []
     async with pool.acquire() as conn, conn.transaction():
         leases = await leasing.expired(conn, limit=limit)
         for lease in leases if sight.clear() else ():
-            if lease.cancel_requested or lease.overdue or lease.lost_before >= max_losses:
+            if lease.cancel_requested or lease.overdue or lease.unpaid or lease.lost_before >= max_losses:
                 over.append(_ending(lease))
             else:
                 back.append((lease.job_id, lease.token, _error(lease)))
         if over:
-            await jobs.end_leased(conn, over, freed)
+            await finishing.end_leased(conn, over, freed)
         if back:
-            await leasing.requeue(conn, back, freed)
+            await lease_ends.requeue(conn, back, freed)
     return Reaped(len(back), len(over))
 
 
@@ -52,9 +53,9 @@ def _error(lease: Expired) -> dict[str, object]:
 
 def _ending(lease: Expired) -> Ending:
     timeline = json.loads(lease.timeline)
-    if lease.cancel_requested or lease.overdue:
-        late = jobs.deadline_exceeded(lease.attempt) if lease.overdue else None
-        return Ending(lease.job_id, lease.token, "cancelled", error=late, timeline=timeline, reported=False)
+    if lease.cancel_requested or lease.overdue or lease.unpaid:
+        status, why = job_errors.stopped(lease.attempt, cancelled=lease.cancel_requested, overdue=lease.overdue)
+        return Ending(lease.job_id, lease.token, status, error=why, timeline=timeline, reported=False)
     error = _error(lease) | {"message": f"the job lost {lease.lost_before + 1} nodes, the last one fell silent"}
     return Ending(lease.job_id, lease.token, "failed", error=error, timeline=timeline, reported=False)
 

@@ -23,13 +23,15 @@ from functions.versions import Version
 from scheduler import limits
 from scheduler.gates import GateId
 from scheduler.inputs import refused_inputs
-from scheduler.jobs import Invocation, Sizing, prepare, submit
+from scheduler.jobs import submit
+from scheduler.preparing import Invocation, Sizing, prepare
 from scheduler.queue import NewJob
 from scheduler.spill import Spilling, file_of, read_text, reference_of
 
 JOBS_TO_RETRY = """
 -- jobs_to_retry
-SELECT jobs.id, jobs.params, jobs.callback_url, jobs.callback_events, functions.name AS function, functions.deleted_at,
+SELECT jobs.id, jobs.params, jobs.callback_url, jobs.callback_events, jobs.max_cost,
+       functions.name AS function, functions.deleted_at,
        CASE WHEN $3::int IS NULL OR ($3 = 0 AND jobs.function_id IS NULL) THEN jobs.version_id
             -- No join: it would read all versions of a function for each job.
             ELSE (SELECT id FROM function_versions v
@@ -286,5 +288,6 @@ def _again(project: ProjectId, row: Row, text: str, version: Version, how: Redri
         callback_events=None if events is None else tuple(events),
         retried_from=row["id"],
         key_id=how.key_id,
+        max_cost=row["max_cost"],
     )
     return prepare(project, version, invocation, how.sizing)

@@ -12,7 +12,8 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -32,15 +33,17 @@ from svix.models import (
     MessageIn,
 )
 
-from functions import endpoints, ids, signing
+from functions import endpoint_health, ids, signing
 from functions.db import Pool
-from functions.endpoints import EndpointState
+from functions.endpoint_health import EndpointState
 from functions.grammar import PROJECT_EVENTS
 from functions.ids import EndpointId, ProjectId
 from functions.signing import Signer
-from scheduler import deliveries, disabling
-from scheduler.attempts import EXCERPT_BYTES, Carrier, ms_since, plain
+from scheduler import deliveries, disabling, redelivering
+from scheduler.attempts import EXCERPT_BYTES, Carrier, ms_since
 from scheduler.deliveries import TEST, Claimed, Exchanged
+from scheduler.job_errors import storable
+from scheduler.new_deliveries import DISABLED
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +53,7 @@ TAKEN = 202
 """What the log has for a message that Svix has taken: what its receiver says is known there."""
 OVERLAP_S = 24 * 3600
 PAGE = 100
+SERVERS_FAULT = 500
 APPLICATION = "rgrid-"
 DISABLED_THERE = "Svix has disabled it"
 TROUBLE = (HttpError, HTTPValidationError, httpx.HTTPError, ValueError, TimeoutError)
@@ -104,16 +108,19 @@ class SvixCarrier:
             return f"Svix has taken it as {made.id[:100]}"
         # There already: we died before we wrote it down, or somebody asks for it to be sent again.
         async with self.pool.acquire() as conn:
-            again = await deliveries.was_taken(conn, claimed.id)
+            again = await redelivering.was_taken(conn, claimed.id)
         if not again:
             return "Svix has it already"
         await self.client.message_attempt.resend(application, message, _uid(endpoint))
         return "Svix sends it again"
 
     async def _tell_of(self, claimed: Claimed, endpoint: EndpointId, signer: Signer) -> None:
-        """Have Svix know the endpoint by its address and secret, its application, and the types of events."""
+        """Have Svix know the endpoint by its address and secret, its application, and the types of events; and that it
+        is enabled again, before it is handed something."""
         secret = signing.SECRET_PREFIX + base64.b64encode(signer.secrets[0]).decode()
-        known = hashlib.sha256(f"{claimed.url} {secret}".encode()).digest()
+        async with self.pool.acquire() as conn:
+            ours = await endpoint_health.state(conn, claimed.project_id, endpoint)
+        known = hashlib.sha256(f"{claimed.url} {secret} {ours and ours.updated_at}".encode()).digest()
         if self._endpoints.get(endpoint) == known:
             return
         if not self._types_told:
@@ -130,7 +137,11 @@ class SvixCarrier:
         except HttpError as error:
             if error.status_code != 409:
                 raise
-            await self.client.endpoint.patch(application, uid, EndpointPatch(url=claimed.url, channels=[uid]))
+            theirs = await self.client.endpoint.get(application, uid)
+            changed = EndpointPatch(url=claimed.url, channels=[uid])
+            if theirs.disabled and ours is not None and ours.enabled and theirs.updated_at < ours.updated_at:
+                changed.disabled = False
+            await self.client.endpoint.patch(application, uid, changed)
             if (await self.client.endpoint.get_secret(application, uid)).key != secret:
                 overlap_s = OVERLAP_S if len(signer.secrets) > 1 else 0
                 rotated = EndpointSecretRotateIn(key=secret, grace_period_seconds=overlap_s)
@@ -142,26 +153,28 @@ class SvixCarrier:
         one. Always False: all of them in one go."""
         async for project in self._projects():
             async with self.pool.acquire() as conn:
-                ours = {each.id: each for each in await endpoints.states(conn, project)}
+                ours = {each.id: each for each in await endpoint_health.states(conn, project)}
             async for theirs in self._endpoints_of(project):
                 found = ids.decode(ids.CALLBACK, theirs.uid or "")
-                if found is not None:
-                    await self._follow(project, EndpointId(found), ours.get(EndpointId(found)), theirs)
+                if found is not None and not _alike(ours.get(EndpointId(found)), theirs):
+                    with _one_alone(theirs):
+                        await self._follow(project, EndpointId(found), theirs)
         return False
 
-    async def _follow(
-        self, project: ProjectId, endpoint: EndpointId, ours: EndpointState | None, theirs: EndpointOut
-    ) -> None:
+    async def _follow(self, project: ProjectId, endpoint: EndpointId, theirs: EndpointOut) -> None:
         application, uid = _application(project), _uid(endpoint)
+        # As it is now: it may have come, or been enabled, since all were read.
+        async with self.pool.acquire() as conn:
+            ours = await endpoint_health.state(conn, project, endpoint)
         if ours is None:
             await self.client.endpoint.delete(application, uid)
             self._endpoints.pop(endpoint, None)
         elif theirs.disabled and ours.enabled and theirs.updated_at > ours.updated_at:
             async with self.pool.acquire() as conn, conn.transaction():
-                if await endpoints.disable(conn, project, endpoint, DISABLED_THERE):
+                if await endpoint_health.disable(conn, project, endpoint, DISABLED_THERE):
                     await disabling.tell(conn, project, endpoint)
-                    await deliveries.end_pending(conn, project, endpoint, ours.url, deliveries.DISABLED)
-        elif (theirs.url, bool(theirs.disabled)) != (ours.url, not ours.enabled):
+                    await deliveries.end_pending(conn, project, endpoint, ours.url, DISABLED)
+        elif not _alike(ours, theirs):
             await self.client.endpoint.patch(
                 application, uid, EndpointPatch(url=ours.url, disabled=not ours.enabled)
             )
@@ -191,6 +204,21 @@ class SvixCarrier:
             iterator = page.iterator
 
 
+@contextmanager
+def _one_alone(theirs: EndpointOut) -> Iterator[None]:
+    """What Svix refuses of one endpoint, or has no more, must not keep it from hearing of the others."""
+    try:
+        yield
+    except (HttpError, HTTPValidationError) as error:
+        if isinstance(error, HttpError) and error.status_code >= SERVERS_FAULT:
+            raise
+        log.warning("Svix does not follow", callback=theirs.uid, error=_complaint(error))
+
+
+def _alike(ours: EndpointState | None, theirs: EndpointOut) -> bool:
+    return ours is not None and (theirs.url, bool(theirs.disabled)) == (ours.url, not ours.enabled)
+
+
 def _application(project: ProjectId) -> str:
     return f"{APPLICATION}{project}"
 
@@ -208,4 +236,4 @@ def _complaint(error: Exception) -> str:
         text = f"Svix cannot be reached: {type(error).__name__}"
     else:
         text = "Svix gave no proper answer"
-    return plain(text[:EXCERPT_BYTES])
+    return storable(text[:EXCERPT_BYTES])

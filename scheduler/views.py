@@ -25,7 +25,7 @@ from scheduler.spill import reference_of
 JOB_ROWS = """
 -- job_rows
 SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, jobs.batch_id, jobs.retried_from,
-       jobs.created_at, jobs.key_id, functions.name AS function, function_versions.number AS version,
+       jobs.created_at, jobs.key_id, jobs.max_cost, functions.name AS function, function_versions.number AS version,
        (function_versions.manifest #>> '{spec,retry,attempts}')::int AS attempts,
        CASE WHEN outcomes.job_id IS NOT NULL THEN outcomes.status
             WHEN leases.job_id IS NOT NULL THEN 'running'
@@ -37,6 +37,14 @@ SELECT jobs.id, jobs.project_id, jobs.trigger, jobs.params, jobs.callback_url, j
        coalesce(outcomes.queued_at, leases.queued_at, ready_jobs.queued_at, waiting_jobs.queued_at) AS queued_at,
        coalesce(outcomes.leased_at, leases.leased_at) AS leased_at,
        coalesce(outcomes.node_id, leases.node_id) AS node_id, servers.node_id IS NOT NULL AS rented,
+       -- Of the wait, what the node that ended it took to boot; its moments are the cloud's. A node that is not rented
+       -- has none, which least and greatest would pass over.
+       CASE WHEN servers.node_id IS NOT NULL THEN
+           (extract(epoch FROM least(servers.ready_at - (SELECT ahead FROM fleet),
+                                     coalesce(outcomes.leased_at, leases.leased_at))
+                             - greatest(servers.planned_at - (SELECT ahead FROM fleet),
+                                        coalesce(outcomes.queued_at, leases.queued_at)))
+            * 1000)::float8 END AS boot_ms,
        coalesce(outcomes.timeline, leases.timeline) AS timeline,
        leases.progress, waiting_jobs.due_at, outcomes.finished_at, outcomes.exit_code, outcomes.error, outcomes.result,
        CASE WHEN functions.paused_at IS NOT NULL AND (ready_jobs.job_id IS NOT NULL OR waiting_jobs.due_at IS NULL)
@@ -102,7 +110,7 @@ class JobRecord:
 
 NOT_YET = (
     "leased_at", "node_id", "timeline", "progress", "finished_at", "exit_code", "error", "result", "next_start",
-    "node_eta",
+    "node_eta", "boot_ms",
 )  # fmt: skip
 
 
@@ -128,6 +136,7 @@ def new_record(job: NewJob, version: Version, created_at: datetime) -> JobRecord
         "due_at": None if job.delay is None else created_at + job.delay,
         "wait_reason": None if job.delay is None else "delayed",
         "cost": JobCost(),
+        "max_cost": job.max_cost,
     }
     return JobRecord(job.id, row, ())
 
@@ -196,7 +205,8 @@ def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
     """The job as users see it; of params that lie in the store, where they are. Times are RFC 3339 UTC, spans
     milliseconds.
 
-    ``queue_ms`` ends when a node took the job, ``pull_ms`` is the image, ``run_ms`` the container's own time.
+    ``queue_ms`` ends when a node took the job; ``boot_ms`` is the part of it in which that node was bought and booted.
+    ``pull_ms`` is the image, ``run_ms`` the container's own time.
     """
     row = record.row
     times = moments(row["leased_at"], json.loads(row["timeline"])) if row["leased_at"] else {}
@@ -227,7 +237,7 @@ def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
         "started_at": rfc3339(times.get("started") or row["leased_at"]),
         "finished_at": rfc3339(row["finished_at"]),
         "queue_ms": None if waited is None else max(0, round(waited.total_seconds() * 1000)),
-        "boot_ms": 0,
+        "boot_ms": max(0, round(row["boot_ms"] or 0)),
         "pull_ms": _span_ms(times, "pulling", "fetching", "started"),
         "run_ms": _span_ms(times, "started", "exited"),
         "cost": {
@@ -235,6 +245,7 @@ def job_object(record: JobRecord, links: Links) -> dict[str, Any]:
             "amount": euros(row["cost"].amount),
             "estimated": not record.finished or row["cost"].is_open,
         },
+        "max_cost": None if row["max_cost"] is None else euros(row["max_cost"]),
         "node": _id(ids.NODE, row["node_id"]),
         "callback_url": row["callback_url"],
         "links": {

@@ -16,7 +16,7 @@ from functions.db import Connection
 from functions.ids import FunctionId, JobId, ProjectId
 from scheduler import gates
 from scheduler.gates import GateId
-from scheduler.leasing import NewDelivery
+from scheduler.new_deliveries import NewDelivery
 
 CANCEL_JOBS = """
 -- cancel_jobs

@@ -117,7 +117,7 @@ def _type(annotation: object) -> str:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    if field.default is None or field.default in ((), {}):
+    if field.default is None or field.default in ((), {}, ""):
         return ""
     if isinstance(field.default, tuple):
         return f"`{','.join(field.default)}`"

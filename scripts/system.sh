@@ -28,12 +28,11 @@ missing_packages() {  # one a line
     command -v mkfs.ext4 >/dev/null || echo e2fsprogs
     command -v mount >/dev/null || echo mount
     "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
-    if [ "$1" = boot ]; then
+    if [ "$1" = boot ] || [ "$1" = test ]; then
         command -v busybox >/dev/null || echo busybox-static
         command -v debootstrap >/dev/null || echo debootstrap
     fi
     if [ "$1" = test ]; then
-        command -v busybox >/dev/null || echo busybox-static
         command -v git >/dev/null || echo git
         # The attacks on the sandbox are compiled.
         command -v gcc >/dev/null || echo gcc
@@ -64,7 +63,8 @@ install_packages() {
     # shellcheck disable=SC2064 # both are known now
     trap "rm -f '$log' $policy" EXIT
     export DEBIAN_FRONTEND=noninteractive
-    if ! { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
+    local apt=(apt-get -q -o Acquire::Retries=3)
+    if ! { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
         tail -n 5 "$log" >&2
         die "apt-get could not install ${missing[*]}."
     fi

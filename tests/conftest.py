@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,10 @@ from functions.s3 import S3Store
 from gateway.database import migrate, open_pool
 from tests.postgres import Postgres, start_postgres
 from tests.s3 import S3Server
+
+# What a shell runs in the background ignores Ctrl-C, and so would the programs that tests press it for.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

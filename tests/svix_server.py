@@ -26,6 +26,8 @@ class SvixServer:
     calls: list[str] = field(default_factory=list)
     broken: int | None = None
     """A status that it answers everything with."""
+    stubborn: set[str] = field(default_factory=set)
+    """Endpoints that it lets nobody change."""
     lose_answers: bool = False
     """Takes messages, and says nothing of it."""
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -74,8 +76,13 @@ class SvixServer:
     async def list_endpoints(self, request: web.Request) -> web.Response:
         return paged(request, [each for key, each in self.endpoints.items() if key[0] == request.match_info["app"]])
 
+    async def read_endpoint(self, request: web.Request) -> web.Response:
+        return web.json_response(self.endpoints[self.key(request)])
+
     async def change_endpoint(self, request: web.Request) -> web.Response:
         found = self.endpoints[self.key(request)]
+        if request.match_info["ep"] in self.stubborn:
+            return web.json_response({"detail": [{"loc": ["url"], "msg": "not this one", "type": "x"}]}, status=422)
         found.update({**await request.json(), "updatedAt": self.touched()["updatedAt"]})
         return web.json_response(found)
 
@@ -147,6 +154,7 @@ async def svix_server() -> AsyncIterator[SvixServer]:
             web.get("/api/v1/app", server.list_applications),
             web.post("/api/v1/app/{app}/endpoint", server.make_endpoint),
             web.get("/api/v1/app/{app}/endpoint", server.list_endpoints),
+            web.get(one, server.read_endpoint),
             web.patch(one, server.change_endpoint),
             web.delete(one, server.delete_endpoint),
             web.get(f"{one}/secret", server.read_secret),

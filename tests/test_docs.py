@@ -48,7 +48,7 @@ def test_every_code_in_the_source_has_a_title() -> None:
 def test_every_code_of_a_failed_job_is_explained() -> None:
     page = (DOCS / "reference/job.md").read_text()
     errors = page.partition("## error")[2]
-    ours = {"concurrency_rejected", "node_lost", "secret_missing"}
+    ours = {"budget_exceeded", "concurrency_rejected", "deadline_exceeded", "node_lost", "secret_missing"}
     assert set(re.findall(r"^\| `([a-z_]+)` \|", errors, re.MULTILINE)) == {*ErrorCode, *ours}
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-HEADER_BYTES = 64 * 1024
-"""Of one header that is looked at: servers stop before that."""
-
 
 class Unverified(Exception):
     """Nobody with a secret has sent this. The reason is for the webhook's owner, never for the sender."""

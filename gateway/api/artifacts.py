@@ -11,7 +11,8 @@ from functions import artifacts, ids
 from functions.artifacts import Artifact
 from functions.errors import NotFound
 from functions.ids import ArtifactId
-from gateway.api.models import ArtifactView, NothingMore
+from gateway.api.models import NothingMore
+from gateway.api.models.files import ArtifactView
 from gateway.links import JobLinks
 from gateway.problems import Problem
 from gateway.routes import Route, Scope, caller, read_body, services

@@ -16,9 +16,9 @@ from functions.errors import FieldError, Invalid, TooLarge
 from functions.versions import Version
 from gateway.body import CAP_BYTES
 from gateway.services import Services
-from scheduler import jobs
+from scheduler import preparing
 from scheduler.inputs import refused_inputs
-from scheduler.jobs import Invocation
+from scheduler.preparing import Invocation
 from scheduler.queue import NewJob
 from scheduler.spill import Spilling
 
@@ -107,7 +107,7 @@ def _job(reading: Reading, params: Any, size: int) -> NewJob:
     if not isinstance(params, dict):
         raise Invalid("the params are a JSON object", errors=[FieldError("", "not an object")])
     invocation = replace(reading.invocation, params=params, idempotency_key=None, body_hash=None)
-    return jobs.prepare(reading.version.project_id, reading.version, invocation, reading.opened.sizing)
+    return preparing.prepare(reading.version.project_id, reading.version, invocation, reading.opened.sizing)
 
 
 def _faults(index: int, error: Invalid) -> list[tuple[FieldError, str]]:

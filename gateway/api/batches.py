@@ -24,7 +24,8 @@ from gateway.api import paging
 from gateway.api.batch_body import Reading, read_jobs
 from gateway.api.bulk import UNFINISHED, cancel_all
 from gateway.api.invoke import JobHeaders, made_before, read_asked, split_events
-from gateway.api.models import BatchList, BatchView, NothingMore
+from gateway.api.models import NothingMore
+from gateway.api.models.batches import BatchList, BatchView
 from gateway.api.paging import PageQuery
 from gateway.body import JSON
 from gateway.routes import Route, Scope, caller, content_type, read_body, read_headers, read_query, read_raw, services
@@ -32,8 +33,8 @@ from gateway.services import Services
 from scheduler import batches, jobs, limits
 from scheduler.batches import Batch, NewBatch, batch_object
 from scheduler.gates import GateId
-from scheduler.jobs import Invocation
 from scheduler.listing import Filters
+from scheduler.preparing import Invocation
 from scheduler.queue import NewJob
 from scheduler.spill import Spilling
 from scheduler.wakeups import Topic
@@ -103,6 +104,7 @@ async def _make(request: Request, headers: BatchHeaders, asked: Invocation, data
         if (first := await made_before(request, version, invocation)) is not None:
             return await _replay(request, first)
         await opened.budgets.require(who.project_id)
+        await opened.budgets.require_typical(who.project_id, version.function_id, asked.max_cost)
         assert version.function_id is not None
         url = asked.callback_url if BATCH_COMPLETED in events else None
         new = await read_jobs(Reading(version, invocation, opened), items, spilling)

@@ -21,10 +21,10 @@ from functions.errors import FieldError, Invalid
 from functions.ids import JobId, ProjectId
 from gateway.advancing import advance
 from gateway.api.filtering import JobFilters
-from gateway.api.models import BulkCancelled, BulkRetried
+from gateway.api.models.bulk import BulkCancelled, BulkRetried
 from gateway.routes import Route, Scope, caller, read_body, services
 from gateway.services import Services
-from scheduler import jobs, listing, redrive
+from scheduler import cancelling, listing, redrive
 from scheduler.gates import GateId
 from scheduler.listing import Filters
 from scheduler.redrive import Changes, Redriven, Redriving
@@ -149,7 +149,7 @@ async def cancel_all(opened: Services, project: ProjectId, wanted: Sequence[Filt
             continue
         freed: set[GateId] = set()
         async with opened.pool.acquire() as conn, conn.transaction():
-            cancelled += await jobs.cancel(conn, project, found, freed)
+            cancelled += await cancelling.cancel(conn, project, found, freed)
         await advance(opened.hot_pool, opened.wakeups, freed)
         opened.wakeups.hint(Topic.OUTCOME)
         opened.wakeups.hint(Topic.DELIVERY)

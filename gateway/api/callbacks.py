@@ -11,9 +11,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from functions import endpoints, ids, secrets, signing, signing_keys
+from functions import endpoint_health, endpoints, ids, secrets, signing, signing_keys
 from functions.egress import EgressRefused, check_url, origin_of, refused_names
-from functions.endpoints import DISABLED_BY_HAND, EndpointRow, NewEndpoint
+from functions.endpoint_health import DISABLED_BY_HAND
+from functions.endpoints import EndpointRow, NewEndpoint
 from functions.errors import FieldError, Invalid, NotFound
 from functions.grammar import OUTCOMES, PROJECT_EVENTS
 from functions.ids import EndpointId
@@ -26,8 +27,9 @@ from gateway.api.models import NothingMore, View
 from gateway.api.paging import PageQuery
 from gateway.problems import Problem
 from gateway.routes import Route, Scope, caller, read_body, read_query, services
-from scheduler import deliveries
+from scheduler import deliveries, redelivering
 from scheduler.callbacks import Endpoint
+from scheduler.new_deliveries import DISABLED
 from scheduler.views import rfc3339
 from scheduler.wakeups import Topic
 
@@ -221,11 +223,11 @@ async def change(request: Request) -> Response:
             await endpoints.require_functions(conn, project, _places(body.functions))
             await endpoints.change(conn, project, endpoint, changes)
             if body.url not in (None, before.url):
-                await deliveries.move(conn, project, endpoint, str(body.url))
+                await redelivering.move(conn, project, endpoint, str(body.url))
         if body.enabled:
-            await endpoints.enable(conn, project, endpoint)
-        elif body.enabled is False and await endpoints.disable(conn, project, endpoint, DISABLED_BY_HAND):
-            await deliveries.end_pending(conn, project, endpoint, body.url or before.url, deliveries.DISABLED)
+            await endpoint_health.enable(conn, project, endpoint)
+        elif body.enabled is False and await endpoint_health.disable(conn, project, endpoint, DISABLED_BY_HAND):
+            await deliveries.end_pending(conn, project, endpoint, body.url or before.url, DISABLED)
         row = await endpoints.read(conn, project, endpoint)
     return JSONResponse(callback_view(row))
 
@@ -284,9 +286,9 @@ async def recover(request: Request) -> Response:
     recovered, found = 0, RECOVERED_AT_ONCE
     async with opened.pool.acquire() as conn:
         await endpoints.read(conn, project, endpoint)
-        await deliveries.require_enabled(conn, project, endpoint)
+        await redelivering.require_enabled(conn, project, endpoint)
         while found == RECOVERED_AT_ONCE and recovered < RECOVERED_AT_MOST:
-            found = await deliveries.recover(
+            found = await redelivering.recover(
                 conn, project, endpoint, body.since, body.until, limit=RECOVERED_AT_ONCE
             )
             recovered += found

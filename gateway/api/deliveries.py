@@ -18,7 +18,7 @@ from gateway.api.filtering import Time
 from gateway.api.models import NothingMore, View
 from gateway.api.paging import PageQuery
 from gateway.routes import Route, Scope, caller, read_body, read_query, services
-from scheduler import deliveries, delivery_log
+from scheduler import delivery_log, redelivering
 from scheduler.delivery_log import Attempt, Delivery, Filters
 from scheduler.views import rfc3339
 from scheduler.wakeups import Topic
@@ -123,7 +123,7 @@ async def redeliver(request: Request) -> Response:
     message = _message(request)
     opened = services(request)
     async with opened.pool.acquire() as conn, conn.transaction():
-        await deliveries.redeliver(conn, caller(request).project_id, message)
+        await redelivering.redeliver(conn, caller(request).project_id, message)
     opened.wakeups.hint(Topic.DELIVERY)
     return JSONResponse({"id": request.path_params["id"], "state": "pending"}, 202)
 

@@ -14,7 +14,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions import ids, registry, versions
-from functions.errors import Conflict, FieldError, Invalid, JobFailed, JobTimedOut, NotFound, RGridError
+from functions.errors import (
+    BudgetExceeded,
+    Conflict,
+    FieldError,
+    Invalid,
+    JobFailed,
+    JobTimedOut,
+    NotFound,
+    RGridError,
+)
 from functions.ids import JobId
 from functions.param_text import from_text
 from functions.versions import Version
@@ -29,9 +38,9 @@ from gateway.prefer import LONGEST_S
 from gateway.problems import Problem, problem_response
 from gateway.receiving import Receiver
 from gateway.routes import Route, Scope, caller, has_body, read_headers, read_query, services
-from scheduler import jobs
+from scheduler import preparing
 from scheduler.inputs import check_inputs
-from scheduler.jobs import Invocation
+from scheduler.preparing import Invocation
 from scheduler.views import JobRecord, read_jobs
 
 OCTETS = "application/octet-stream"
@@ -106,7 +115,7 @@ async def _submit(
     async with opened.pool.acquire() as conn:
         # The file may have taken hours to come: the limits are those of now.
         version = await registry.current(conn, version.project_id, _function_of(request), number=version.number)
-    new = jobs.prepare(caller(request).project_id, version, invocation, opened.sizing)
+    new = preparing.prepare(caller(request).project_id, version, invocation, opened.sizing)
     await check_inputs(opened.pool, new, opened.egress)
     # Kept from here on: if we are stopped in the middle, the job may be there.
     gathered.keep(True)
@@ -283,6 +292,8 @@ def _failure(record: JobRecord, name: str) -> RGridError:
         return JobTimedOut(detail, code=code or "timeout")
     if code == "input_unavailable":
         return Invalid(detail, code=code)
+    if code == "budget_exceeded":
+        return BudgetExceeded(detail)
     return JobFailed(detail, code=code or "internal")
 
 
@@ -290,10 +301,11 @@ ROUTES = (
     Route(
         "POST", "/f/{project}/{function}", run_on_file, "A file in, a file out", Scope.INVOKE,
         body=(OCTETS, FORM), body_required=False, query=FileQuery, headers=FileHeaders,
-        answers={200: "*/*", 303: None, 502: Problem, 504: Problem}, tag="files",
+        answers={200: "*/*", 303: None, 402: Problem, 502: Problem, 504: Problem}, tag="files",
     ),
     Route(
         "GET", "/f/{project}/{function}/jobs/{id}", wait_for_file, "Wait for a file", Scope.READ, own=True,
-        query=WaitQuery, answers={200: "*/*", 303: None, 409: Problem, 502: Problem, 504: Problem}, tag="files",
+        query=WaitQuery, tag="files",
+        answers={200: "*/*", 303: None, 402: Problem, 409: Problem, 502: Problem, 504: Problem},
     ),
 )  # fmt: skip

@@ -26,12 +26,13 @@ from functions.manifest import LARGEST_BYTES, Manifest, parse_manifest
 from functions.registry import FunctionRow
 from functions.versions import Version
 from gateway.api import paging
-from gateway.api.models import AppliedView, Change, ChangeList, FunctionList, FunctionView, NothingMore, VersionList
+from gateway.api.models import NothingMore
+from gateway.api.models.functions import AppliedView, Change, ChangeList, FunctionList, FunctionView, VersionList
 from gateway.api.paging import PageQuery
 from gateway.body import JSON
 from gateway.routes import Route, Scope, caller, content_type, read_body, read_query, read_raw, services
 from gateway.services import Services
-from scheduler import gates, jobs, pauses, withdrawing
+from scheduler import cancelling, gates, pauses, withdrawing
 from scheduler.gates import GateId
 from scheduler.relimiting import relimit_once
 from scheduler.views import rfc3339
@@ -256,7 +257,7 @@ async def delete(request: Request) -> Response:
         function = await registry.delete(conn, project, request.path_params["name"])
         waiting = await withdrawing.unfinished_of(conn, project, function)
         for first in range(0, len(waiting), CANCELLED_AT_ONCE):
-            await jobs.cancel(conn, project, waiting[first : first + CANCELLED_AT_ONCE])
+            await cancelling.cancel(conn, project, waiting[first : first + CANCELLED_AT_ONCE])
     if waiting:
         opened.wakeups.hint(Topic.OUTCOME)
         opened.wakeups.hint(Topic.DELIVERY)

@@ -23,7 +23,8 @@ from functions.verifying import NONE, Headers, Received, Unverified, pretend, ve
 from functions.webhook_ids import delivery_id
 from functions.webhook_spec import passes
 from functions.webhooks import Address, Called
-from gateway.api.models import HandshakeAnswer, HookAnswer, JobView
+from gateway.api.models.jobs import JobView
+from gateway.api.models.webhooks import HandshakeAnswer, HookAnswer
 from gateway.api.submitting import answer_with, enter
 from gateway.hooking import Call, job_of, kind_of, new_receipt
 from gateway.prefer import LONGEST_S, Preference, read_prefer

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
@@ -22,7 +23,8 @@ from functions.ids import JobId
 from functions.quantities import parse_duration
 from functions.queue_spec import LONGEST_HEAD_START
 from functions.versions import Version
-from gateway.api.models import DryRun, JobView, QuoteView
+from gateway.api.models.invoking import DryRun, QuoteView
+from gateway.api.models.jobs import JobView
 from gateway.api.submitting import replay, submit
 from gateway.body import JSON
 from gateway.prefer import read_prefer
@@ -37,19 +39,15 @@ from gateway.routes import (
     read_raw,
     services,
 )
-from scheduler import jobs, quotes
+from scheduler import jobs, preparing, quotes
 from scheduler.inputs import check_inputs
-from scheduler.jobs import Invocation
+from scheduler.preparing import Invocation
 from scheduler.queue import NewJob
 
 LONGEST_DELAY = timedelta(days=30)
 LONGEST_CANCEL_AFTER = timedelta(days=60)
 
-LATER = {
-    b"rgrid-max-cost": "RGrid-Max-Cost",
-}
-"""Headers that say something about the job and that this release does not act on."""
-
+MONEY, MONEY_DIGITS = re.compile(r"[0-9]+(\.[0-9]+)?"), 9
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -68,6 +66,12 @@ def _priority(text: str) -> str:
 def _cancel_after(text: str) -> str:
     if not timedelta(0) < parse_duration(text) <= LONGEST_CANCEL_AFTER:
         raise ValueError(f"between 1ms and {LONGEST_CANCEL_AFTER.days} days")
+    return text
+
+
+def _max_cost(text: str) -> str:
+    if not MONEY.fullmatch(text) or sum(map(str.isdigit, text)) > MONEY_DIGITS or not Decimal(text):
+        raise ValueError(f"takes EUR like 0.05: more than 0, with {MONEY_DIGITS} digits at most")
     return text
 
 
@@ -117,6 +121,12 @@ class JobHeaders(BaseModel):
     lane: Literal["standard", "paid"] | None = Field(
         None, alias="RGrid-Lane", description="`standard` or `paid`; instead of the manifest's."
     )
+    max_cost: Annotated[str, AfterValidator(_max_cost)] | None = Field(
+        None,
+        alias="RGrid-Max-Cost",
+        description="EUR (net) that running it may cost, all attempts together: then it fails with `budget_exceeded`. "
+        "402 if it typically costs more.",
+    )
     traceparent: str | None = Field(None, description="W3C trace context; a malformed one is ignored.")
 
 
@@ -148,7 +158,7 @@ async def invoke(request: Request) -> Response:
             number=None if headers.version is None else int(headers.version),
         )
     try:
-        new = jobs.prepare(who.project_id, version, invocation, opened.sizing)
+        new = preparing.prepare(who.project_id, version, invocation, opened.sizing)
         await check_inputs(opened.pool, new, opened.egress)
     except Invalid:
         # A repeat has its answer, whatever the function has become since.
@@ -164,7 +174,6 @@ async def invoke(request: Request) -> Response:
 
 def read_asked(request: Request, headers: JobHeaders) -> Invocation:
     """What the headers ask for, without params; raises ``Invalid`` for what cannot be had."""
-    _refuse_later(request)
     if headers.callback_url is not None:
         _check_callback(headers.callback_url, services(request).callback_egress)
     elif headers.callback_events is not None:
@@ -182,6 +191,7 @@ def read_asked(request: Request, headers: JobHeaders) -> Invocation:
         cancel_after=None if headers.cancel_after is None else parse_duration(headers.cancel_after),
         head_start=None if headers.priority is None else parse_duration(headers.priority),
         lane=headers.lane,
+        max_cost=None if headers.max_cost is None else Decimal(headers.max_cost),
     )
 
 
@@ -195,16 +205,6 @@ async def made_before(request: Request, version: Version, invocation: Invocation
     if isinstance(before, RGridError):
         raise before
     return None if before is None else before.job_id
-
-
-def _refuse_later(request: Request) -> None:
-    faults = [
-        FieldError(f"/header/{LATER[name]}", "not supported yet")
-        for name, _ in request.scope["headers"]
-        if name in LATER
-    ]
-    if faults:
-        raise Invalid("this asks for what is not supported yet", code="not_supported_yet", errors=faults)
 
 
 def _check_callback(url: str, policy: EgressPolicy) -> None:

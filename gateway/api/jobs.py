@@ -18,7 +18,8 @@ from functions.ids import JobId
 from gateway.advancing import advance
 from gateway.api import paging
 from gateway.api.filtering import JobFilters
-from gateway.api.models import EventList, JobList, JobView, NothingMore, Status, View
+from gateway.api.models import NothingMore, View
+from gateway.api.models.jobs import EventList, JobList, JobView, Status
 from gateway.api.paging import PageQuery
 from gateway.api.submitting import ended, job_view, replay, submit
 from gateway.prefer import LONGEST_S, read_prefer
@@ -32,7 +33,7 @@ from gateway.routes import (
     read_query,
     services,
 )
-from scheduler import jobs, listing, redrive
+from scheduler import cancelling, jobs, listing, redrive
 from scheduler.gates import GateId
 from scheduler.history import job_events
 from scheduler.inputs import check_inputs
@@ -113,7 +114,7 @@ async def cancel(request: Request) -> Response:
         async with conn.transaction():
             before = await jobs.require(conn, project, job)
             if not before:
-                await jobs.cancel(conn, project, [job], freed)
+                await cancelling.cancel(conn, project, [job], freed)
         (record,) = await read_jobs(conn, project, [job])
     await advance(opened.hot_pool, opened.wakeups, freed)
     if record.finished and not before:

@@ -22,7 +22,7 @@ from functions.ids import JobId, NodeId
 from functions.secrets import SecretMissing
 from gateway.advancing import advance
 from gateway.body import JSON
-from gateway.offers import InputUnavailable, job_lease
+from gateway.offers import InputUnavailable, MoneyUsedUp, job_lease
 from gateway.peers import source_of
 from gateway.problems import Problem, kind_of
 from gateway.routes import Handler, Route, Scope, gone, node_caller, read_body, services
@@ -41,10 +41,10 @@ from nodes.protocol import (
     LeaseVerdict,
     ReleaseRequest,
 )
-from scheduler import jobs, leasing, live_events
+from scheduler import claiming, finishing, leasing, live_events
+from scheduler.claiming import Claimed
+from scheduler.finishing import Report
 from scheduler.gates import GateId
-from scheduler.jobs import Report
-from scheduler.leasing import Claimed
 from scheduler.wakeups import Topic
 
 log = structlog.get_logger(__name__)
@@ -113,7 +113,7 @@ async def _look(opened: Services, node: NodeId, free_slots: int, left: asyncio.F
             pools = await registry.pools_of(conn, standing)
             for turn in await opened.dispatcher.turns(conn, node, standing, pools, free_slots):
                 async with conn.transaction():
-                    taken = await leasing.claim(
+                    taken = await claiming.claim(
                         conn,
                         opened.clocks,
                         node,
@@ -159,13 +159,13 @@ async def _offer(opened: Services, conn: Connection, node: NodeId, claimed: Clai
         report = Report(
             claimed.token,
             "failed",
-            code=error.code if isinstance(error, InputUnavailable | SecretMissing) else "internal",
+            code=error.code if isinstance(error, InputUnavailable | MoneyUsedUp | SecretMissing) else "internal",
             message=error.message if isinstance(error, RGridError) else "the job could not be made ready for a node",
             retryable=False,
         )
     freed: set[GateId] = set()
     async with conn.transaction():
-        await jobs.finish(conn, node, claimed.job_id, report, opened.sizing, freed=freed)
+        await finishing.finish(conn, node, claimed.job_id, report, opened.sizing, freed=freed)
     await advance(opened.hot_pool, opened.wakeups, freed)
     hint_outcome(opened)
     opened.wakeups.hint(Topic.READY)  # its slot is free again
@@ -177,7 +177,7 @@ async def _hand_back(opened: Services, node: NodeId, claimed: Sequence[Claimed])
     freed: set[GateId] = set()
     try:
         async with opened.hot_pool.acquire() as conn, conn.transaction():
-            await jobs.release(conn, node, held, "the node was gone before it was answered", freed)
+            await finishing.release(conn, node, held, "the node was gone before it was answered", freed)
         await advance(opened.hot_pool, opened.wakeups, freed)
     except Exception as error:
         log.warning("claimed jobs not handed back", jobs=len(held), error=type(error).__name__)
@@ -246,7 +246,7 @@ async def release(request: Request) -> Response:
     job, token = lease_of(request, body.token)
     freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        if await leasing.find_held(conn, node, job, token) is None or not await jobs.release(
+        if await leasing.find_held(conn, node, job, token) is None or not await finishing.release(
             conn, node, [(job, token)], body.reason, freed
         ):
             raise lease_lost()
@@ -262,7 +262,7 @@ async def leave(request: Request) -> Response:
     opened, node = services(request), node_caller(request).node_id
     freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        await jobs.release(conn, node, await leasing.held_by(conn, node), "the node left", freed)
+        await finishing.release(conn, node, await leasing.held_by(conn, node), "the node left", freed)
         await registry.leave(conn, node)
     await advance(opened.hot_pool, opened.wakeups, freed)
     log.info("node left", node=ids.encode(ids.NODE, node))

@@ -15,7 +15,8 @@ from functions import ids
 from functions.errors import NotFound
 from functions.ids import NodeId
 from gateway.api import paging
-from gateway.api.models import JoinTokenView, NodeEventList, NodeList, NodeView, NothingMore
+from gateway.api.models import NothingMore
+from gateway.api.models.nodes import JoinTokenView, NodeEventList, NodeList, NodeView
 from gateway.api.paging import PageQuery
 from gateway.routes import Route, Scope, caller, read_body, read_query, services
 from nodes import fleet, node_events, registry

@@ -19,12 +19,14 @@ from functions.errors import FieldError, Invalid
 from functions.faults import Fault
 from functions.manifest import Manifest, parse_manifest
 from gateway.api.invoke import RunHeaders, dry_run, made_before, read_asked
-from gateway.api.models import DryRun, JobView, View
+from gateway.api.models import View
+from gateway.api.models.invoking import DryRun
+from gateway.api.models.jobs import JobView
 from gateway.api.submitting import replay, submit
 from gateway.prefer import read_prefer
 from gateway.routes import Route, Scope, caller, read_body, read_headers, read_query, services
 from gateway.services import Services
-from scheduler import jobs
+from scheduler import preparing
 from scheduler.inputs import check_inputs
 
 SPEC = "/spec"
@@ -74,7 +76,7 @@ async def run(request: Request) -> Response:
         await (transaction.rollback() if query.dry_run else transaction.commit())
     try:
         with _pointers("/params"):
-            new = jobs.prepare(who.project_id, version, invocation, opened.sizing)
+            new = preparing.prepare(who.project_id, version, invocation, opened.sizing)
             await check_inputs(opened.pool, new, opened.egress)
     except Invalid:
         # A repeat has its answer, whatever has become of its inputs since.

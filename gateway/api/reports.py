@@ -34,9 +34,9 @@ from nodes.protocol import (
     UploadAnswer,
     UploadRequest,
 )
-from scheduler import jobs, leasing, logs
+from scheduler import finishing, leasing, logs
+from scheduler.finishing import Report
 from scheduler.gates import GateId
-from scheduler.jobs import Report
 from scheduler.wakeups import Topic
 
 OCTETS = "application/octet-stream"
@@ -114,7 +114,7 @@ async def finish(request: Request) -> Response:
         await _verify(opened, node, job, report)
     freed: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
-        status = await jobs.finish(conn, node, job, report, opened.sizing, freed=freed)
+        status = await finishing.finish(conn, node, job, report, opened.sizing, freed=freed)
     await advance(opened.hot_pool, opened.wakeups, freed)
     hint_outcome(opened)
     return wire(FinishAnswer(status=status))
@@ -123,7 +123,7 @@ async def finish(request: Request) -> Response:
 async def _verify(opened: Services, node: NodeId, job: JobId, report: Report) -> None:
     """Raise ``Invalid`` unless every file of the report is in the store, and every required output has one.
 
-    A report of a lease that is not held is let through: whether it was taken before is for ``jobs.finish`` to say.
+    A report of a lease that is not held is let through: whether it was taken before is for ``finishing.finish`` to say.
     """
     async with opened.pool.acquire() as conn, conn.transaction():
         held = await leasing.find_held(conn, node, job, report.token)

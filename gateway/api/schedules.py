@@ -24,9 +24,11 @@ from functions.schedule_spec import ScheduleSpec, impossible_params
 from functions.schedules import ScheduleRow
 from gateway.advancing import advance
 from gateway.api import paging
-from gateway.api.models import JobView, NothingMore, RunList, RunState, ScheduleList, ScheduleView
+from gateway.api.models import NothingMore
+from gateway.api.models.jobs import JobView
+from gateway.api.models.schedules import RunList, RunState, ScheduleList, ScheduleView
 from gateway.api.paging import PageQuery
-from gateway.api.submitting import answer_with, replay
+from gateway.api.submitting import answer_with, in_budget, replay
 from gateway.body import JSON
 from gateway.prefer import read_prefer
 from gateway.routes import (
@@ -44,7 +46,8 @@ from gateway.services import Services
 from scheduler import cron, jobs, schedule_runs
 from scheduler.gates import GateId
 from scheduler.inputs import check_inputs
-from scheduler.jobs import Invocation, Submitted
+from scheduler.jobs import Submitted
+from scheduler.preparing import Invocation
 from scheduler.queue import NewJob
 from scheduler.schedule_runs import Run
 from scheduler.spill import spilled
@@ -178,6 +181,8 @@ async def trigger(request: Request) -> Response:
     # Never on the minute: that is a planned time's.
     at = now if now.microsecond else now + TICK
     new = cron.job_of(row.id, row.spec, at, version=version, sizing=opened.sizing, asked=asked)
+    if (before := await in_budget(opened, new)) is not None:
+        return await replay(request, before.job_id, preference)
     await check_inputs(opened.pool, new, opened.egress)
     new, submitted = await _enter(opened, row, at, new)
     if submitted.created_at is None:
@@ -190,6 +195,7 @@ async def _enter(opened: Services, row: ScheduleRow, at: datetime, new: NewJob) 
     new, params = await spilled(opened.pool, opened.store, new)
     reached: set[GateId] = set()
     async with opened.hot_pool.acquire() as conn, conn.transaction():
+        await schedules.hold(conn, new.project_id, row.id)
         (answer,) = await jobs.submit(conn, [new], reached)
         if isinstance(answer, Submitted) and not answer.replayed:
             run = Run(row.id, at, new.project_id, "submitted", manual=True, job_id=new.id)

@@ -40,12 +40,7 @@ async def submit(request: Request, new: NewJob, version: Version, preference: Pr
 async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
     """Put the job into the queue: it is committed then, as it is returned. Raises what keeps it out."""
     opened = services(request)
-    try:
-        await opened.budgets.require(new.project_id)
-    except BudgetExceeded:
-        # A repeat has its answer: it costs nothing.
-        if (before := await _made_before(opened, new)) is None:
-            raise
+    if (before := await in_budget(opened, new)) is not None:
         return before, new
     new, params = await spilled(opened.pool, opened.store, new)
     # What waits for a limit's lock must neither hold up the others nor take their answers with it when it fails.
@@ -58,6 +53,19 @@ async def enter(request: Request, new: NewJob) -> tuple[Submitted, NewJob]:
     if answer.created_at is not None and new.delay is None:
         opened.wakeups.hint(Topic.READY)
     return answer, new
+
+
+async def in_budget(opened: Services, new: NewJob) -> Submitted | None:
+    """Raises ``BudgetExceeded`` for what the project cannot pay, or what typically costs more than it may. A repeat
+    costs nothing: its answer is returned."""
+    try:
+        await opened.budgets.require(new.project_id)
+        await opened.budgets.require_typical(new.project_id, new.function_id, new.max_cost)
+    except BudgetExceeded:
+        if (before := await _made_before(opened, new)) is None:
+            raise
+        return before
+    return None
 
 
 async def _made_before(opened: Services, new: NewJob) -> Submitted | None:

@@ -18,6 +18,7 @@ from gateway.api import (
     jobs,
     leases,
     logs,
+    metrics,
     nodes,
     oneoff,
     reports,
@@ -32,6 +33,7 @@ from gateway.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     *health.ROUTES,
+    *metrics.ROUTES,
     *functions.ROUTES,
     *invoke.ROUTES,
     *batches.ROUTES,

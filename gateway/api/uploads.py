@@ -17,7 +17,8 @@ from functions.errors import FieldError, Invalid
 from functions.s3 import clean_media_type
 from functions.uploads import Announced, Upload
 from gateway.api.artifacts import artifact_of, artifact_view
-from gateway.api.models import ArtifactView, NothingMore, UploadView
+from gateway.api.models import NothingMore
+from gateway.api.models.files import ArtifactView, UploadView
 from gateway.routes import Route, Scope, caller, read_body, services
 from gateway.services import Services
 from scheduler.views import rfc3339

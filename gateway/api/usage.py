@@ -8,26 +8,31 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from functions.errors import FieldError, Invalid
 from functions.money import CURRENCY, euros
-from gateway.api.models import BudgetView, UsageView, View
+from gateway.api.models import View
+from gateway.api.models.usage import BudgetView, UsageView
 from gateway.routes import Route, Scope, caller, read_body, read_query, services
 from nodes import budgets, usage
 from nodes.budgets import Budget
 from nodes.usage import By, Used
 
 LONGEST = timedelta(days=400)
+MONTHLY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
-def _day(value: object) -> object:
-    if isinstance(value, str) and not DAY.fullmatch(value):
-        raise ValueError("a day is written like 2026-11-25")
-    return value
+def _day(value: str) -> date:
+    try:
+        if DAY.fullmatch(value):
+            return date.fromisoformat(value)
+    except ValueError:
+        pass
+    raise ValueError("is no day: one is written like 2026-11-25")
 
 
 Day = Annotated[date, BeforeValidator(_day)]
@@ -41,9 +46,15 @@ class UsageQuery(BaseModel):
     group_by: By = Field(By.FUNCTION, description="One row for each of these.")
 
 
+def _monthly(text: str) -> str:
+    if not MONTHLY.fullmatch(text) or not Decimal(text):
+        raise ValueError("takes EUR like 25 or 12.50: more than 0, at most 9 digits before the point and 6 after it")
+    return text
+
+
 class BudgetRequest(View):
-    monthly: str = Field(
-        pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$", description="EUR (net) of a calendar month, more than 0."
+    monthly: Annotated[str, AfterValidator(_monthly)] = Field(
+        description="EUR (net) of a calendar month, more than 0: like `25` or `12.50`."
     )
 
 
@@ -69,6 +80,7 @@ async def show_usage(request: Request) -> Response:
             "data": [{"group": _group(row, query.group_by, who.project), **_sums([row])} for row in rows],
             "total": _sums(rows),
             "reserved": _amount(budget.reserved),
+            "budget": None if budget.monthly is None else _budget_view(who.project, budget),
             "next_cursor": None,
         }
     )
@@ -87,8 +99,6 @@ async def set_budget(request: Request) -> Response:
     answer 402. What runs then goes on."""
     body, who, opened = await read_body(request, BudgetRequest), caller(request), services(request)
     monthly = Decimal(body.monthly)
-    if not monthly:
-        raise Invalid("a budget is more than 0", errors=[FieldError("/monthly", "must be more than 0")])
     async with opened.pool.acquire() as conn:
         await budgets.put(conn, who.project_id, monthly)
         budget = await budgets.get(conn, who.project_id, datetime.now(UTC))
@@ -133,6 +143,8 @@ def _budget_view(project: str, budget: Budget) -> dict[str, Any]:
         "spent": euros(budget.spent),
         "reserved": euros(budget.reserved),
         "left": None if budget.left is None else euros(budget.left),
+        "used_percent": budget.used_percent,
+        "warning": budget.is_low,
     }
 
 

@@ -22,7 +22,9 @@ from functions.webhook_ids import shortened
 from functions.webhook_spec import WebhookSpec, impossible_params
 from functions.webhooks import Called, WebhookRow
 from gateway.api import paging
-from gateway.api.models import JobView, NothingMore, ReceiptList, ReceiptView, Verdict, WebhookList, WebhookView
+from gateway.api.models import NothingMore
+from gateway.api.models.jobs import JobView
+from gateway.api.models.webhooks import ReceiptList, ReceiptView, Verdict, WebhookList, WebhookView
 from gateway.api.paging import PageQuery
 from gateway.api.submitting import submit
 from gateway.body import JSON

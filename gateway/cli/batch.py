@@ -14,7 +14,7 @@ from uuid import uuid4
 import typer
 
 from gateway.cli.failures import Failed, Refused
-from gateway.cli.options import FunctionName, Json, ListsByDefault, connected, header, plain_id
+from gateway.cli.options import FunctionName, Json, ListsByDefault, MaxCost, connected, header, plain_id
 from gateway.cli.output import age, note, out, out_json, stderr_console, table
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def batch(
         str | None,
         typer.Option("--callback-url", metavar="URL", callback=header, help="Told when the last job has ended."),
     ] = None,
+    max_cost: MaxCost = None,
     version: Annotated[
         int | None, typer.Option("--version", min=1, max=2**31 - 1, help="An earlier version of the function.")
     ] = None,
@@ -70,6 +71,7 @@ def batch(
         # Ours if the user has none, so that asking again after a lost answer never makes a second batch.
         "Idempotency-Key": idempotency_key or uuid4().hex,
         "X-Callback-Url": callback_url,
+        "RGrid-Max-Cost": max_cost,
         "RGrid-Version": None if version is None else str(version),
     }
     given = {name: value for name, value in headers.items() if value is not None}

@@ -12,7 +12,7 @@ from uuid import uuid4
 import typer
 
 from gateway.cli.failures import Failed
-from gateway.cli.options import Data, FunctionName, Json, Pairs, connected, duration, header
+from gateway.cli.options import Data, FunctionName, Json, MaxCost, Pairs, connected, duration, header
 from gateway.cli.output import note, out, out_json
 from gateway.cli.show import show_job, why
 
@@ -92,6 +92,7 @@ def invoke(
         str | None,
         typer.Option("--lane", metavar="LANE", callback=header, help="standard or paid, instead of the manifest's."),
     ] = None,
+    max_cost: MaxCost = None,
     version: Annotated[
         int | None,
         typer.Option("--version", min=1, max=2**31 - 1, help="An earlier version of the function."),
@@ -113,6 +114,7 @@ def invoke(
         "Cancel-After": cancel_after,
         "RGrid-Priority": priority,
         "RGrid-Lane": lane,
+        "RGrid-Max-Cost": max_cost,
         "RGrid-Version": None if version is None else str(version),
     }
     given = {header: value for header, value in headers.items() if value is not None}

@@ -47,7 +47,7 @@ def list_nodes(
             )
             for one in found["data"]
         ),
-        empty="no nodes yet: 'rgrid nodes add' makes a token that one joins with",
+        empty=_none(found.get("fleet") or {}),
     )
     if found["next_cursor"]:
         note(f"there are more than {limit}: see them with --limit")
@@ -78,9 +78,9 @@ def show(
             ("server", _server(found)),
             ("EUR/h", server.get("hourly")),
             ("paid until", server.get("paid_until")),
-            ("error", server.get("error")),
+            ("why", server.get("error")),
             ("last seen", age(found["last_seen_at"])),
-            *found["facts"].items(),
+            *((name, fact) for name, fact in found["facts"].items() if name != "name"),
         ]
     )
 
@@ -98,6 +98,13 @@ def events(
         out_json(found)
     else:
         table(("AT", "EVENT", ""), ((event["at"], event["type"], event["detail"]) for event in found["data"]))
+
+
+def _none(fleet: dict[str, Any]) -> str:
+    add = "'rgrid nodes add' makes a token that one joins with"
+    if fleet.get("reconciled_at"):  # a scheduler buys them
+        return f"no nodes: servers are bought when jobs wait for them, and {add}"
+    return f"no nodes yet: {add}"
 
 
 def _state(node: dict[str, Any]) -> str:

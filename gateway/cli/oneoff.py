@@ -12,7 +12,7 @@ from uuid import uuid4
 import typer
 
 from gateway.cli.failures import Failed
-from gateway.cli.options import Json, connected
+from gateway.cli.options import Json, MaxCost, connected
 from gateway.cli.output import log_text, note, out
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run(
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="For instance 512Mi.")] = None,
     disk: Annotated[str | None, typer.Option("--disk", metavar="SIZE", help="For instance 2Gi.")] = None,
     timeout: Annotated[str | None, typer.Option("--timeout", metavar="DURATION", help="For instance 10m.")] = None,
+    max_cost: MaxCost = None,
     network: Annotated[bool, typer.Option("--network", help="Let it reach the internet.")] = False,
     directory: Annotated[
         Path | None,
@@ -90,7 +91,8 @@ def run(
     job["files"] = {"inputs": [_input(api, name, path) for name, path in named], "outputs": outputs}
     body = {"job": job, "params": plain.params}
     # A key of ours, so that asking again after a lost answer never makes a second job.
-    made = api.post("/v1/jobs", body, headers={"Idempotency-Key": uuid4().hex}, repeatable=True)
+    headers = {"Idempotency-Key": uuid4().hex} | ({} if max_cost is None else {"RGrid-Max-Cost": max_cost})
+    made = api.post("/v1/jobs", body, headers=headers, repeatable=True)
     if detach:
         started(made, as_json)
         return

@@ -87,6 +87,14 @@ def header(value: str | None) -> str | None:
     return value
 
 
+MaxCost = Annotated[
+    str | None,
+    typer.Option(
+        "--max-cost", metavar="EUR", callback=header, help="What running a job may cost, retries included: like 0.05."
+    ),
+]
+
+
 def duration(value: str) -> timedelta:
     """``30s``, ``10m``, ``1h30m``; a bare number is seconds."""
     from functions.quantities import parse_duration

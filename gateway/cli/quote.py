@@ -45,7 +45,7 @@ def quote(
     note(f"of the last {found['jobs']} jobs that succeeded:")
     times = (("running", found["run_ms"]), ("waiting for a node", found["queue_ms"]))
     rows = [(what, *(span(timedelta(milliseconds=ms[key])) for key in ("p50", "p95"))) for what, ms in times if ms]
-    cost = found["cost"]
-    if cost:
-        rows.append((f"cost, {cost['currency']}", cost["p50"], cost["p95"]))
+    for what, cost in (("cost", found["cost"]), ("of it running", found.get("running_cost"))):
+        if cost:
+            rows.append((f"{what}, {cost['currency']}", cost["p50"], cost["p95"]))
     table(("", "HALF OF THEM", "95 OF 100"), rows)

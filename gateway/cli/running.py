@@ -32,7 +32,7 @@ def run_scheduler() -> int:
     """Run the rounds until SIGTERM or SIGINT."""
     from gateway.scheduling import serve_scheduler
 
-    return _with_settings(serve_scheduler)
+    return _with_settings(serve_scheduler, lambda settings: settings.lacks_to_rent)
 
 
 def run_node(overrides: Mapping[str, str] | None = None) -> int:
@@ -123,7 +123,9 @@ def run_reseal() -> int:
     return 0
 
 
-def _with_settings(serve: Callable[[Settings], Awaitable[None]]) -> int:
+def _with_settings(
+    serve: Callable[[Settings], Awaitable[None]], lacks: Callable[[Settings], list[str]] = lambda _: []
+) -> int:
     import uvloop
     from pydantic import ValidationError
 
@@ -135,6 +137,8 @@ def _with_settings(serve: Callable[[Settings], Awaitable[None]]) -> int:
         settings = Settings()
     except ValidationError as error:
         return _complain(USAGE, *faults(error))
+    if missing := lacks(settings):
+        return _complain(USAGE, *missing)
 
     async def run() -> None:
         await serve(settings)

@@ -67,6 +67,7 @@ def _fields(job: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "took", _took(job)
     yield "node", job["node"]
     yield "cost", _cost(job["cost"])
+    yield "may cost", f"{job['max_cost']} {job['cost']['currency']}" if job.get("max_cost") else None
     yield "callback", job["callback_url"]
 
 
@@ -87,7 +88,8 @@ def _took(job: dict[str, Any]) -> str:
         return ""
     parts = [span(timedelta(milliseconds=job["run_ms"]))] if job["run_ms"] else []
     if job["queue_ms"]:
-        parts.append(f"queued {span(timedelta(milliseconds=job['queue_ms']))}")
+        booting = f" (a node booted for {span(timedelta(milliseconds=job['boot_ms']))})" if job["boot_ms"] else ""
+        parts.append(f"queued {span(timedelta(milliseconds=job['queue_ms']))}{booting}")
     return ", ".join(parts)
 
 

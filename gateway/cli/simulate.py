@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,10 +19,12 @@ from gateway.cli.options import duration
 from gateway.cli.output import note, out_json, stderr_console, table
 
 if TYPE_CHECKING:
+    from nodes.policy.spare_hours import SpareHours
     from nodes.simulate.clouds import Cloud
     from nodes.simulate.engine import Run
     from nodes.simulate.loads import Job
     from nodes.simulate.report import Report, Waits
+    from nodes.simulate.traces import Trace
 
 ALL = "rgrid,keep-hour,idle-10m,when-idle"
 
@@ -61,10 +63,22 @@ def simulate(
     ] = None,
     paid: Annotated[float, typer.Option(min=0, max=1, help="The part of the jobs that is in the paid lane.")] = 0.0,
     deadline: Annotated[
-        timedelta, typer.Option(parser=duration, metavar="DURATION", help="Within which paid jobs must start.")
+        timedelta,
+        typer.Option(
+            parser=duration, metavar="DURATION", help="Within which paid jobs must start, unless a trace says."
+        ),
     ] = "6h",  # type: ignore[assignment]
     max_nodes: Annotated[int, typer.Option(min=1, max=100_000, help="The most servers at a time.")] = 100,
-    policies: Annotated[str, typer.Option("--policies", metavar="LIST", help="Which to compare.")] = ALL,
+    spares: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOURS",
+            help="Keep slots free for jobs still to come: always, or for instance 'mon-fri 08:00-18:00 Europe/Berlin'.",
+        ),
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option(metavar="LIST", help=f"Which to compare: {ALL}; with --spares also no-spares.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     svg: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the first policy's first run: demand, nodes, paid hours.")
@@ -81,22 +95,28 @@ def simulate(
 
     if (trace is None) == (load is None):
         raise typer.BadParameter("give a trace or --load, one of them")
+    wanted = _spare_hours(spares or "")
+    if policies is None:
+        policies = f"rgrid,no-spares,{ALL}" if spares else ALL
     names = _known("--policies", policies, POLICIES)
     played = _cloud(cloud, types, price or ())
+    if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
+        raise Failed(f"cannot write {svg}: it is a folder, or its folder is not there")  # not after minutes of playing
+    read = None if trace is None else _trace(trace, deadline)
     loads = [
-        _jobs(trace, load, hours=hours, seed=each, paid=paid, deadline=deadline) for each in range(seed, seed + seeds)
+        _jobs(read, load, hours=hours, seed=each, paid=paid, deadline=deadline) for each in range(seed, seed + seeds)
     ]
     reports: dict[str, list[Report]] = {name: [] for name in names}
     drawn: tuple[Run, Report] | None = None
-    with _bar(len(names) * sum(len(jobs) for jobs in loads)) as advance:
-        for at, jobs in enumerate(loads):
+    with _bar(len(names) * sum(len(jobs) for jobs, _ in loads)) as advance:
+        for at, (jobs, begins) in enumerate(loads):
             for name in names:
                 run = play(
                     jobs,
                     played,
                     POLICIES[name](),
                     caps=Caps(nodes=max_nodes),
-                    rules=Rules(),
+                    rules=Rules(spares=replace(wanted, zero=begins)),
                     seed=seed + at,
                     progress=advance,
                 )
@@ -122,6 +142,15 @@ def _known(option: str, given: str, known: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _spare_hours(spares: str) -> SpareHours:
+    from nodes.policy.spare_hours import parse
+
+    try:
+        return parse(spares)
+    except ValueError as error:
+        raise typer.BadParameter(f"--spares: {error}") from None
+
+
 def _cloud(name: str, types: str, prices: Sequence[str]) -> Cloud:
     from nodes.simulate.clouds import CLOUDS, PRICES, offer
 
@@ -132,18 +161,31 @@ def _cloud(name: str, types: str, prices: Sequence[str]) -> Cloud:
         type, _, eur = each.partition("=")
         if type not in PRICES or not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", eur) or not float(eur):
             raise typer.BadParameter(f"--price {each!r}: write for instance cx23=0.0096")
+        if type not in wanted:
+            raise typer.BadParameter(f"--price {each!r}: {type} is not among --types")
         hourly[type] = Decimal(eur)
     return CLOUDS[name]([offer(type, hourly=hourly.get(type)) for type in wanted])
 
 
-def _jobs(
-    trace: Path | None, load: str | None, *, hours: int, seed: int, paid: float, deadline: timedelta
-) -> list[Job]:
-    from functions.errors import Invalid
-    from nodes.simulate import loads, traces
+def _trace(path: Path, deadline: timedelta) -> Trace:
+    from nodes.simulate import traces
 
+    read = traces.read(path, deadline=deadline.total_seconds())
+    if read.unused:
+        note(f"{path.name}: not used: {', '.join(read.unused)}; columns are {', '.join(traces.COLUMNS)}")
+    return read
+
+
+def _jobs(
+    trace: Trace | None, load: str | None, *, hours: int, seed: int, paid: float, deadline: timedelta
+) -> tuple[list[Job], float]:
+    """And when the first second is, as UNIX time."""
+    from functions.errors import Invalid
+    from nodes.simulate import loads
+
+    begins = loads.MONDAY
     if trace is not None:
-        jobs = traces.read(trace)
+        jobs, begins = trace.jobs, trace.begins
     else:
         assert load is not None
         try:
@@ -152,7 +194,7 @@ def _jobs(
             raise typer.BadParameter(error.message) from None
         if not jobs:
             raise Failed(f"{load}: no job comes within {hours} h; simulate more hours")
-    return loads.in_paid_lane(jobs, paid, deadline.total_seconds(), seed) if paid else jobs
+    return (loads.in_paid_lane(jobs, paid, deadline.total_seconds(), seed) if paid else jobs), begins
 
 
 @contextmanager
@@ -209,6 +251,8 @@ def _show(reports: dict[str, list[Report]], said: str) -> None:
             for name, runs in reports.items()
         ],
     )
+    if {"rgrid", "no-spares"} <= reports.keys():
+        _show_spares(reports["rgrid"], reports["no-spares"])
     if some[0].paid_waits.jobs:
         note("\nthe paid lane:")
         table(
@@ -218,6 +262,13 @@ def _show(reports: dict[str, list[Report]], said: str) -> None:
                 for name, runs in reports.items()
             ],
         )
+
+
+def _show_spares(spared: Sequence[Report], bare: Sequence[Report]) -> None:
+    cost, without = (_mean([each.eur for each in runs]) for runs in (spared, bare))
+    p95s = (_mean([each.waits.p95 for each in runs]) for runs in (bare, spared))
+    part = f" ({(cost / without - 1) * 100:+.1f} %)" if without else ""
+    note(f"\nspares: {cost - without:+.4f} EUR{part}, wait p95 {' -> '.join(f'{each:.1f} s' for each in p95s)}")
 
 
 def _waits(waits: Sequence[Waits]) -> list[str]:

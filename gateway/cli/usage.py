@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+import re
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,17 +22,32 @@ def register(app: typer.Typer) -> None:
     app.add_typer(usage, name="usage", rich_help_panel="Operate")
 
 
+def _day(value: str) -> date:
+    try:
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+            return date.fromisoformat(value)
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"{value!r} is no day: write one like 2026-11-25")
+
+
+def _budget(value: str | None) -> str | None:
+    if value is not None and value != "none" and not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value):
+        raise typer.BadParameter(f"{value!r} is no budget: write EUR like 25 or 12.50, or none")
+    return value
+
+
 @usage.command("list")
 @connected
 def list_usage(
     api: Api,
     first: Annotated[
-        datetime | None,
-        typer.Option("--from", formats=["%Y-%m-%d"], help="The first day (UTC). Default: the month's first."),
+        date | None,
+        typer.Option("--from", metavar="DAY", parser=_day, help="The first day (UTC). Default: the month's first."),
     ] = None,
     last: Annotated[
-        datetime | None,
-        typer.Option("--to", formats=["%Y-%m-%d"], help="The last day (UTC), included. Default: today."),
+        date | None,
+        typer.Option("--to", metavar="DAY", parser=_day, help="The last day (UTC), included. Default: today."),
     ] = None,
     by: Annotated[str, typer.Option("--by", help="A row for each function, day or project.")] = "function",
     as_json: Json = False,
@@ -39,7 +55,7 @@ def list_usage(
     """Show jobs, time, files and cost of some days, by function, day or project."""
     if by not in ("function", "day", "project"):
         raise typer.BadParameter("is function, day or project", param_hint="--by")
-    asked = {"group_by": by, "from": _text(first), "to": _text(last)}
+    asked = {"group_by": by, "from": first and first.isoformat(), "to": last and last.isoformat()}
     found = api.get("/v1/usage", asked)
     if as_json:
         out_json(found)
@@ -50,6 +66,7 @@ def list_usage(
     table((by.upper(), "JOBS", "SLOT TIME", "FILES", "EUR", "OF IT IDLE"), rows, empty="nothing was used in these days")
     if float(found["reserved"]["amount"]):
         note(f"{found['reserved']['amount']} EUR are reserved for hours of nodes that are not settled yet")
+    _warn(found.get("budget"))
 
 
 @usage.command()
@@ -57,7 +74,10 @@ def list_usage(
 def budget(
     api: Api,
     monthly: Annotated[
-        str | None, typer.Argument(metavar="[EUR]", help="The new budget of a month, or `none`. Unless given: show it.")
+        str | None,
+        typer.Argument(
+            metavar="[EUR]", callback=_budget, help="The new budget of a month, or `none`. Unless given: show it."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -79,10 +99,12 @@ def budget(
             ("left", found["left"]),
         ]
     )
+    _warn(found)
 
 
-def _text(day: datetime | None) -> str | None:
-    return None if day is None else day.date().isoformat()
+def _warn(budget: dict[str, Any] | None) -> None:
+    if budget and budget.get("warning"):
+        note(f"{budget['used_percent']}% of the month's budget of {budget['monthly']} EUR are used or reserved")
 
 
 def _row(name: str, one: dict[str, Any]) -> tuple[object, ...]:

@@ -24,8 +24,8 @@ class StockBreaker:
         """A purchase failed: when the next one may be tried. Failures while it is open are of calls that were under way
         already and count once."""
         before = self._open.get(key)
-        if before is not None and before.until > now:
-            return before.until
+        if before is not None and (still := self.again_at(key, now)) is not None:
+            return still
         # Long after its last time it is another shortage.
         times = 0 if before is None or now - before.until > self._longest else before.times
         doubled: timedelta = self._first * 2 ** min(times, 20)
@@ -39,4 +39,5 @@ class StockBreaker:
     def again_at(self, key: tuple[str, str], now: datetime) -> datetime | None:
         """When it closes; None when it is closed."""
         found = self._open.get(key)
-        return found.until if found is not None and found.until > now else None
+        # One that is open for longer than ever was opened by a clock that was wrong.
+        return found.until if found is not None and now < found.until <= now + self._longest else None

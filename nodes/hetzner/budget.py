@@ -37,8 +37,6 @@ class CallBudget:
         self._refusals = 0
         self.calls = 0
         """Ever sent, for metrics."""
-        self.remaining: int | None = None
-        """What the project has left this hour, as last heard."""
 
     def take(self, now: datetime, *, essential: bool) -> datetime | None:
         """None: the call may be sent, and is counted. Else when to try again."""
@@ -59,7 +57,6 @@ class CallBudget:
 
     def observe(self, now: datetime, *, limit: int, remaining: int) -> None:
         """What an answer's headers say of the project's own bucket, which others may use too."""
-        self.remaining = remaining
         missing = limit * self._project_reserved - remaining
         per_second = limit / LIMIT_WINDOW_S
         self._ordinary_from = now + timedelta(seconds=missing / per_second) if missing > 0 else None
@@ -70,7 +67,7 @@ class CallBudget:
 
     def refused(self, now: datetime, reset_at: datetime | None) -> datetime:
         """Too many, says the cloud: leave it alone, longer each time, at most until its bucket is full again."""
-        pause = now + self._pause * 2 ** min(self._refusals, 10)
+        pause = now + min(self._pause * 2 ** min(self._refusals, 10), timedelta(seconds=LIMIT_WINDOW_S))
         self._refusals += 1
         self._all_from = pause if reset_at is None or reset_at <= now else min(pause, reset_at)
         return self._all_from

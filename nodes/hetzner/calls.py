@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,26 +15,13 @@ import hcloud
 import requests
 
 from nodes.hetzner.budget import CallBudget
+from nodes.hetzner.clock import CloudClock, steady_clock
 from nodes.hetzner.faults import TooManyCalls, meaning
 from nodes.hetzner.redaction import redact
 from nodes.provider import ProviderError, RateLimited, Uncertain, Unreachable
 
 ENDPOINT = "https://api.hetzner.cloud/v1"
 T = TypeVar("T")
-
-# `Date` has whole seconds and is some milliseconds old: a smaller difference is no difference.
-CLOCK_NOISE = timedelta(seconds=1.5)
-HALF_SECOND = timedelta(seconds=0.5)
-JUMP = timedelta(minutes=1)
-"""So much at once is believed of the second answer in a row that says so: one machine of the cloud's may be wrong, and
-hours are opened, and charged, by this clock."""
-
-
-def steady_clock() -> Callable[[], datetime]:
-    """A clock that never jumps: what the machine's said at first, and how long ago that was."""
-    began, at = datetime.now(UTC), time.monotonic()
-    return lambda: began + timedelta(seconds=time.monotonic() - at)
-
 
 @dataclass(slots=True)
 class _Outcome(Generic[T]):
@@ -66,18 +52,17 @@ class Calls:
         self._token = token
         self._endpoint = endpoint
         self._clock = clock or steady_clock()
+        self.cloud_clock = CloudClock(self._clock)
         self.budget = budget or CallBudget()
         self._timeout_s = timeout_s
         self._whole_s = whole_s
-        self._ahead = timedelta()
-        self._said: timedelta | None = None
         self._threads = ThreadPoolExecutor(threads, "hetzner")
         self._local = threading.local()
         self._clients: list[hcloud.Client] = []
 
     def now(self) -> datetime:
         """By the cloud's clock."""
-        return self._clock() + self._ahead
+        return self.cloud_clock.now()
 
     def clean(self, text: str) -> str:
         return redact(text, self._token)
@@ -86,7 +71,7 @@ class Calls:
         """What ``send`` returns; raises ``ProviderError``s. ``writes``: an unknown outcome is ``Uncertain``."""
         until = self.budget.take(self._clock(), essential=essential)
         if until is not None:
-            raise RateLimited("too many calls to the cloud in a short time", until=until + self._ahead)
+            raise RateLimited("too many calls to the cloud in a short time", until=until + self.cloud_clock.ahead)
         try:
             outcome = await asyncio.wait_for(
                 asyncio.get_running_loop().run_in_executor(self._threads, self._run, send), self._whole_s
@@ -152,13 +137,8 @@ class Calls:
             date = parsedate_to_datetime(headers.get("Date", ""))
         except ValueError:
             return
-        if date.tzinfo is None:
-            return
-        ahead = date + HALF_SECOND - at
-        before, self._said = self._said, ahead
-        jumps = before is not None and abs(ahead - self._ahead) > JUMP and abs(ahead - before) > JUMP
-        if abs(ahead - self._ahead) > CLOCK_NOISE and not jumps:
-            self._ahead = ahead
+        if date.tzinfo is not None:
+            self.cloud_clock.hear(date, at)
 
     def _error(
         self, error: Exception, answers: list[tuple[datetime, Mapping[str, str]]], *, writes: bool
@@ -168,9 +148,9 @@ class Calls:
             self.budget.answered()
             return meant
         reset = _number(answers[-1][1], "RateLimit-Reset") if answers else None
-        reset_at = None if reset is None else _moment(reset, self._ahead)
+        reset_at = None if reset is None else _moment(reset, self.cloud_clock.ahead)
         until = self.budget.refused(self._clock(), reset_at)
-        return RateLimited(f"too many calls to the cloud: {meant.message}", until=until + self._ahead)
+        return RateLimited(f"too many calls to the cloud: {meant.message}", until=until + self.cloud_clock.ahead)
 
 
 def _moment(epoch_s: int, ahead: timedelta) -> datetime | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,6 +15,7 @@ from nodes.hetzner.faults import Rejected
 from nodes.provider import OWNER_LABEL, Refused, Uncertain
 
 UNIQUENESS = "uniqueness_error"
+FORGET_EVERY = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Fittings:
         self._name = f"rgrid-{owner}"
         self._labels = {OWNER_LABEL: owner}
         self._known: Fitting | None = None
+        self._forgotten_at: datetime | None = None
 
     async def get(self) -> Fitting:
         """Raises ``Refused`` if somebody opened the firewall."""
@@ -38,9 +41,24 @@ class Fittings:
             self._known = Fitting(Firewall(id=firewall.id), SSHKey(id=key.id))
         return self._known
 
-    def forget(self) -> None:
-        """The cloud says that one of them does not exist (any more)."""
-        self._known = None
+    async def missing(self) -> tuple[str, ...]:
+        """What ``get`` would make. Makes nothing; raises as ``get`` does."""
+        firewall, key = await self._firewall_by_name(), await self._key_by_name()
+        if firewall is not None:
+            self._check_closed(firewall)
+        return tuple(what for what, found in (("firewall", firewall), ("SSH key", key)) if found is None)
+
+    def proven(self) -> None:
+        """A server was bought with them."""
+        self._forgotten_at = None
+
+    def forget(self, now: datetime) -> bool:
+        """The cloud says that one of them does not exist (any more). False if it did so of those made just now: then it
+        is something else that it does not find."""
+        if self._forgotten_at is not None and abs(now - self._forgotten_at) < FORGET_EVERY:
+            return False
+        self._known, self._forgotten_at = None, now
+        return True
 
     async def _firewall(self) -> BoundFirewall:
         found = await self._firewall_by_name()
@@ -58,9 +76,12 @@ class Fittings:
                 found = await self._firewall_by_name()
         if found is None:
             raise Uncertain(f"the firewall {self._name} exists and is not listed")
-        if any(rule.direction == "in" for rule in found.rules or ()):
-            raise Refused(f"the firewall {self._name} lets something in: remove its inbound rules, or all of it")
+        self._check_closed(found)
         return found
+
+    def _check_closed(self, firewall: BoundFirewall) -> None:
+        if any(rule.direction == "in" for rule in firewall.rules or ()):
+            raise Refused(f"the firewall {self._name} lets something in: remove its inbound rules, or all of it")
 
     async def _firewall_by_name(self) -> BoundFirewall | None:
         answer = await self._calls(lambda client: client.firewalls.get_list(name=self._name))

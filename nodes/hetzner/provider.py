@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -29,6 +30,7 @@ from nodes.provider import (
     Busy,
     Listing,
     NameTaken,
+    OfferRefused,
     Order,
     OutOfStock,
     Provider,
@@ -40,6 +42,8 @@ from nodes.provider import (
 )
 
 PAGE = 50
+PAGES_AT_ONCE = 3
+"""So that a list of many does not take as long as a slow cloud takes for each, and other calls still have a thread."""
 NO_STOCK = {"resource_unavailable", "placement_error"}
 NO_SUCH_TYPE = {"server_type", "location"}
 OUR_FITTINGS = {"ssh_keys", "firewalls"}
@@ -63,6 +67,12 @@ class HetznerProvider(Provider):
     def now(self) -> datetime:
         return self._calls.now()
 
+    def compare_clock(self, ours: datetime, believed: datetime) -> None:
+        self._calls.cloud_clock.compare(ours, believed)
+
+    def said_now(self) -> datetime | None:
+        return self._calls.cloud_clock.said()
+
     def close(self) -> None:
         self._calls.close()
 
@@ -70,39 +80,47 @@ class HetznerProvider(Provider):
     def calls_sent(self) -> int:
         return self._calls.budget.calls
 
-    @property
-    def calls_remaining(self) -> int | None:
-        """What the project has left this hour, as last heard."""
-        return self._calls.budget.remaining
-
     async def prepare(self, image: str, architectures: frozenset[str]) -> tuple[str, ...]:
-        await self._check_token()
-        warnings = [warning for each in sorted(architectures) if (warning := await self._check_image(image, each))]
+        await self.check_token()
+        warnings = [warning for each in sorted(architectures) if (warning := await self.check_image(image, each))]
         await self._fittings.get()
         return tuple(warnings)
+
+    async def missing_fittings(self) -> tuple[str, ...]:
+        """What of firewall and key ``prepare`` would make; makes nothing. Raises ``Refused`` for an open firewall."""
+        return await self._fittings.missing()
+
+    async def strangers(self) -> int:
+        """How many servers the token's project has that are not this deployment's."""
+        selector = f"{OWNER_LABEL}!={self._owner}"
+        answer = await self._calls(
+            lambda client: page_of(client.servers.get_list(label_selector=selector, page=1, per_page=PAGE))
+        )
+        return max(answer.total or 0, len(answer.servers))
 
     async def catalogue(self) -> Catalogue:
         return await self._shop.catalogue()
 
     async def list_servers(self) -> Listing:
-        found: dict[int, Server] = {}
-        totals: set[int | None] = set()
-        page: int | None = 1
+        pages = [await self._calls(self._page_of_servers(1), essential=True)]
         complete = True
-        while page is not None:
-            try:
-                answer = await self._calls(self._page_of_servers(page), essential=True)
-            except ProviderError:
-                if page == 1:
-                    raise
-                complete = False
-                break
-            # The label is asked for, and looked at once more: on what this says, servers are deleted.
-            found |= {each.id: each for each in answer.servers if each.labels.get(OWNER_LABEL) == self._owner}
-            totals.add(answer.total)
-            page = answer.next
+        while complete and (last := pages[-1].last or pages[-1].next or 0) > len(pages):
+            numbers = range(len(pages) + 1, min(len(pages) + PAGES_AT_ONCE, last) + 1)
+            calls = (self._calls(self._page_of_servers(page), essential=True) for page in numbers)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            complete = not any(isinstance(answer, BaseException) for answer in answers)
+            for answer in answers:
+                if isinstance(answer, Page):
+                    pages.append(answer)
+                elif not isinstance(answer, ProviderError):
+                    raise answer
+        # The label is asked for, and looked at once more: on what this says, servers are deleted.
+        ours = (each for page in pages for each in page.servers if each.labels.get(OWNER_LABEL) == self._owner)
+        found = {each.id: each for each in ours}
         # A deletion between two pages moves the next server from the one to the other, where nobody looks any more.
-        complete = complete and totals == {len(found)}
+        totals = {page.total for page in pages}
+        alone = totals == {None} and len(pages) == 1  # one that counts nothing is whole if there is no other page
+        complete = complete and (alone or totals == {len(found)})
         if complete:
             self._blamed &= found.keys()
             self._places = {each.id: (each.type, each.location) for each in found.values()}
@@ -121,6 +139,7 @@ class HetznerProvider(Provider):
                 return await self._adopt(order)
             raise self._why_not(error, order.offer) from None
         self._breaker.succeeded(order.offer.key)
+        self._fittings.proven()
         return self._noted(bought)
 
     async def failure_of(self, server_id: int) -> str | None:
@@ -164,16 +183,16 @@ class HetznerProvider(Provider):
             page = answer.meta.pagination.next_page if answer.meta.pagination else None
         return tuple(strays)
 
-    async def _check_token(self) -> None:
-        """A call that can change nothing, as it says nothing: a token that may write is told what is missing."""
-        try:
+    async def check_token(self) -> None:
+        """Raises ``Refused`` for one that may not write, by a call that changes nothing."""
+        try:  # it says nothing: a token that may write is told what is missing
             await self._calls(lambda client: client.request("POST", "/ssh_keys", json={}), writes=True)
         except Rejected as error:
             if error.reason != "invalid_input":
                 raise
 
-    async def _check_image(self, name: str, architecture: str) -> str | None:
-        """A warning, if any."""
+    async def check_image(self, name: str, architecture: str) -> str | None:
+        """A warning, if any; raises ``Refused`` if there is no such image."""
         answer = await self._calls(
             lambda client: client.images.get_list(name=name, architecture=[architecture], include_deprecated=True)
         )
@@ -220,10 +239,12 @@ class HetznerProvider(Provider):
             self._shop.expire()
             again_at = self._breaker.trip(offer.key, self._calls.now())
             return OutOfStock(f"{what} is not sold any more: {error.message}", offer=offer, again_at=again_at)
-        if error.reason == "not_found" or error.fields & OUR_FITTINGS:
-            self._fittings.forget()
+        now = self._calls.now()
+        if (error.reason == "not_found" or error.fields & OUR_FITTINGS) and self._fittings.forget(now):
             return Busy(f"the firewall or the key was removed and will be made anew: {error.message}")
-        return error
+        # What the token, the project or the account may not do at all has a meaning of its own: see ``faults``.
+        again_at = self._breaker.trip(offer.key, self._calls.now())
+        return OfferRefused(f"{what} cannot be bought: {error.message}", again_at=again_at)
 
     async def _is_going(self, server_id: int) -> bool:
         try:

@@ -6,6 +6,7 @@ Called in the thread that made the call, so that a server which lacks something 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from hcloud.servers import BoundServer, ServersPageResult
 
@@ -17,12 +18,15 @@ class Page:
     servers: list[Server]
     total: int | None
     next: int | None
+    last: int | None
 
 
 def page_of(answer: ServersPageResult) -> Page:
     pages = answer.meta.pagination
     servers = [server_of(each) for each in answer.servers]
-    return Page(servers, pages.total_entries if pages else None, pages.next_page if pages else None)
+    if pages is None:
+        return Page(servers, None, None, None)
+    return Page(servers, pages.total_entries, pages.next_page, pages.last_page)
 
 
 def server_of(bound: BoundServer) -> Server:
@@ -34,7 +38,7 @@ def server_of(bound: BoundServer) -> Server:
         id=bound.id,
         name=bound.name or "",
         status=_status(bound.status),
-        created_at=bound.created,
+        created_at=moment_of(bound.created),
         type=str(bound.server_type.name),
         location=str(bound.location.name),
         labels=dict(bound.labels or {}),
@@ -42,6 +46,11 @@ def server_of(bound: BoundServer) -> Server:
         locked=bool(bound.locked),
         blocked=bool(address is not None and address.blocked),
     )
+
+
+def moment_of(told: datetime) -> datetime:
+    """Without a zone it is UTC: compared with ours it would fail every round."""
+    return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
 
 
 def _status(text: str | None) -> Status:

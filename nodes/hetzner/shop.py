@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -13,6 +13,7 @@ from hcloud.server_types import BoundServerType
 
 from nodes.hetzner.breaker import StockBreaker
 from nodes.hetzner.calls import Calls
+from nodes.hetzner.reading import moment_of
 from nodes.offers import Catalogue, Offer
 from nodes.provider import ProviderError, Refused, Unreachable
 
@@ -20,6 +21,7 @@ GIB = 1024**3
 GB = 10**9
 PAGE = 50
 CURRENCY = "EUR"
+DEAREST = Decimal(1_000_000)
 
 
 class Shop:
@@ -32,7 +34,8 @@ class Shop:
         usable: timedelta = timedelta(hours=2),
         retry: timedelta = timedelta(minutes=1),
     ) -> None:
-        """What was read serves for ``fresh``; while the cloud does not answer for ``usable``, asked every ``retry``."""
+        """What was read serves for ``fresh``; while the cloud does not answer for ``usable``. It is asked again after
+        ``retry``, and until then what it failed with stands."""
         self._calls = calls
         self._breaker = breaker
         self._fresh = fresh
@@ -40,12 +43,16 @@ class Shop:
         self._retry = retry
         self._read: Catalogue | None = None
         self._again_at: datetime | None = None
+        self._failure: ProviderError | None = None
 
     async def catalogue(self) -> Catalogue:
         """The offers, those that are sold out or behind an open breaker marked so."""
         now = self._calls.now()
-        if self._read is None or self._again_at is None or now >= self._again_at:
+        # A moment further ahead than any can be is of a clock that has turned out to be wrong.
+        if self._again_at is None or not now < self._again_at <= now + self._fresh:
             await self._refresh(now)
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
         assert self._read is not None
         return replace(self._read, offers=tuple(self._as_of(offer, now) for offer in self._read.offers))
 
@@ -54,14 +61,13 @@ class Shop:
         self._again_at = None
 
     async def _refresh(self, now: datetime) -> None:
+        self._failure = None
         try:
             offers = await self._offers()
-        except Refused:
-            raise
-        except ProviderError:
-            if self._read is None or now - self._read.read_at > self._usable:
-                raise
-            self._again_at = now + self._retry
+        except ProviderError as error:
+            self._again_at = self._calls.now() + self._retry
+            if isinstance(error, Refused) or self._read is None or abs(now - self._read.read_at) > self._usable:
+                self._failure = error
             return
         self._read = Catalogue(offers, self._calls.now())
         self._again_at = self._read.read_at + self._fresh
@@ -98,24 +104,35 @@ Prices = Mapping[str, tuple[Decimal, Decimal]]
 
 def _address_prices(pricing: Mapping[str, Any]) -> Prices:
     lists = [each["prices"] for each in pricing["primary_ips"] if each["type"] == "ipv4"]
-    return {price["location"]: _net(price) for prices in lists for price in prices}
+    return _prices(price for prices in lists for price in prices)
 
 
-def _net(price: Mapping[str, Any]) -> tuple[Decimal, Decimal]:
-    return Decimal(price["price_hourly"]["net"]).normalize(), Decimal(price["price_monthly"]["net"]).normalize()
+def _prices(of: Iterable[Mapping[str, Any]]) -> Prices:
+    """Without those that are none: with less than nothing, or more than anything costs, nothing could be reckoned."""
+    found: dict[str, tuple[Decimal, Decimal]] = {}
+    for price in of:
+        try:
+            name = str(price["location"])
+            both = Decimal(price["price_hourly"]["net"]), Decimal(price["price_monthly"]["net"])
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            continue
+        if all(each.is_finite() and 0 <= each <= DEAREST for each in both):
+            found[name] = both[0].normalize(), both[1].normalize()
+    return found
 
 
 def _offers_of(kind: BoundServerType, addresses: Prices) -> list[Offer]:
     """One for each location where it and an address have a price."""
-    prices = {price["location"]: _net(price) for price in kind.prices or ()}
+    prices = _prices(kind.prices or ())
     offers = []
     for place in kind.locations or ():
         name = place.location.name
         if name is None or name not in prices or name not in addresses:
             continue
         (hourly, monthly), (ipv4_hourly, ipv4_monthly) = prices[name], addresses[name]
-        if not all(price.is_finite() and price >= 0 for price in (hourly, monthly, ipv4_hourly, ipv4_monthly)):
-            continue  # no price at all: nothing could be reckoned with it
+        if not hourly or not monthly:
+            continue  # no cap would be one for what is said to cost nothing
+        ends = place.deprecation.unavailable_after if place.deprecation else None
         offers.append(
             Offer(
                 type=str(kind.name),
@@ -126,7 +143,7 @@ def _offers_of(kind: BoundServerType, addresses: Prices) -> list[Offer]:
                 monthly=monthly + ipv4_monthly,
                 available=bool(place.available),
                 recommended=bool(place.recommended),
-                gone_after=place.deprecation.unavailable_after if place.deprecation else None,
+                gone_after=None if ends is None else moment_of(ends),
                 architecture=str(kind.architecture),
                 disk=int((kind.disk or 0) * GB),
                 ipv4_hourly=ipv4_hourly,

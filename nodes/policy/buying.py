@@ -11,7 +11,8 @@ from functions.ids import AccountId, ProjectId
 from nodes.offers import Offer
 from nodes.policy.decision import Buy
 from nodes.policy.dispatch import could_serve, is_forced
-from nodes.policy.market import boot_s, fitting, in_stock, ladder
+from nodes.policy.market import fitting, in_stock, ladder, least_boot_s
+from nodes.policy.poisson import quantile
 from nodes.policy.purse import Purse
 from nodes.policy.state import COMING, FleetState, Node, Phase, Queued, Rules
 
@@ -29,18 +30,19 @@ class Shortage:
 
 
 def buy(
-    state: FleetState, lacking: Sequence[Shortage], purse: Purse, now: float
+    state: FleetState, lacking: Sequence[Shortage], purse: Purse, now: float, *, already: int = 0
 ) -> tuple[tuple[Buy, ...], dict[Queued, str]]:
     """The purchases of this round, and the jobs that a cap keeps from having one, with its name.
 
-    At most half the fleet is bought again (at least two), so that one odd moment buys no hundred. Accounts take
-    turns, the one that used least first; what one cannot have, by budget or stock, another still gets.
+    At most half the fleet is bought again (at least two, ``already`` among them), so that one odd moment buys no
+    hundred. Accounts take turns, the one that used least first; what one cannot have, by budget or stock, another
+    still gets.
     """
     refused: dict[Queued, str] = {}
     if now < state.frozen_until:
         return (), refused
     fleet = sum(node.rented for node in state.nodes)
-    allowed = max(2, math.ceil(fleet / 2))
+    allowed = max(2, math.ceil(fleet / 2)) - already
     by_account: dict[AccountId | None, list[Shortage]] = {}
     for shortage in sorted(lacking, key=lambda each: state.used.get(each.job.account, 0.0)):
         if not shortage.count:
@@ -119,15 +121,16 @@ def _lacking(
     *,
     account: AccountId | None,
 ) -> list[Shortage]:
-    """Free slots count, and all those of nodes that are coming; of those in use, thrift's part of what is expected to
-    free itself within a boot. Large jobs come first, as small ones fit in beside them; but those that no node can be
-    bought for last, or others would buy one in each round, only to leave it to these."""
+    """Free slots count, and all those of nodes that are coming; of those in use, as many as are likely enough to become
+    free within a boot (``Rules.thrift``). A job that has waited long, or whose deadline is near, trusts to none of
+    those. Large jobs come first, as small ones fit in beside them; but those that no node can be bought for last, or
+    others would buy one in each round, only to leave it to these."""
     room = [node.free for node in nodes]
-    boot = min((boot_s(state, offer, rules.boot_s) for offer in state.offers), default=rules.boot_s)
+    boot = least_boot_s(state, rules.boot_s)
     frees: dict[tuple[int, int], float] = {}
     trusted = 0
     lacking = []
-    for job in sorted(jobs, key=lambda job: (_is_poor(state, job), -job.slots, job.oldest, job.project)):
+    for job in sorted(jobs, key=lambda job: (is_poor(state, job), -job.slots, job.oldest, job.project)):
         if not is_forced(job, now, boot, rules):
             continue
         count = job.count
@@ -140,7 +143,10 @@ def _lacking(
             alike = job.slots, job.memory
             if alike not in frees:
                 frees[alike] = _frees(nodes, job, boot, now)
-            trust = min(count, max(0, int(rules.thrift * frees[alike]) - trusted))
+            # The first of a group gets the first room there is.
+            is_late = count == job.count and now - job.oldest > rules.patience * boot
+            patient = count - 1 if is_late else count
+            trust = 0 if job.paid else min(patient, max(0, quantile(rules.thrift, frees[alike]) - trusted))
             trusted += trust
             count -= trust
         if count:
@@ -148,7 +154,8 @@ def _lacking(
     return lacking
 
 
-def _is_poor(state: FleetState, job: Queued) -> bool:
+def is_poor(state: FleetState, job: Queued) -> bool:
+    """Whether its project's budget pays for no node that could run it."""
     budget = state.budgets.get(job.project)
     return budget is not None and all(each.hourly > budget for each in fitting(state.offers, job))
 

@@ -34,7 +34,6 @@ class Drop:
     """Drain a node and delete it: if a job got there meanwhile, leave it.
 
     ``failed``: it did not join in time. Delete it whatever its state, and count that against its type and location.
-
     """
 
     node: NodeId
@@ -46,8 +45,9 @@ class Drop:
 class Wait:
     """Why jobs wait: ``reason`` as a job shows it, for instance ``capacity cx23@fsn1``, ``booting``, ``budget``.
 
-    ``node`` is the one that they wait for; ``next_offer`` what is tried after the current one. ``eta`` is when the
-    first of them should start, None if that is not known.
+    ``node`` is the one that they wait for, or ``purchase`` the place in this round's ``buy`` of the one that will be;
+    ``next_offer`` what is tried after the current one. ``eta`` is when the first of them should start, None if that is
+    not known.
     """
 
     account: AccountId
@@ -56,14 +56,16 @@ class Wait:
     paid: bool
     reason: str
     node: NodeId | None = None
+    purchase: int | None = None
     next_offer: Offer | None = None
     eta: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``closed`` has all nodes that are to take no new jobs for now (their budget lapsed, or they are to be retired):
-    it replaces the last round's. ``again_at`` is when to look again if nothing changes before."""
+    """``closed`` has all nodes that are to take no new jobs for now (their budget lapsed, they are to be retired, or
+    to make room for another account): it replaces the last round's. ``again_at`` is when to look again if nothing
+    changes before."""
 
     buy: tuple[Buy, ...] = ()
     renew: tuple[Renewal, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 Z80 = 0.8416212335729143
 """Of the standard normal: 80 of 100 are below."""
@@ -19,15 +20,11 @@ class Expected:
     p50: float
     p80: float
 
-    def _normal(self) -> tuple[float, float]:
-        sigma = math.log(max(self.p80, 1e-3) / max(self.p50, 1e-3)) / Z80
-        return math.log(max(self.p50, 1e-3)), min(max(sigma, NARROWEST), WIDEST)
-
     def outlasts(self, span: float) -> float:
         """The probability that a job runs longer than ``span``."""
         if span <= 0:
             return 1.0
-        mu, sigma = self._normal()
+        mu, sigma = _normal(self.p50, self.p80)
         return 0.5 * math.erfc((math.log(span) - mu) / (sigma * math.sqrt(2)))
 
     def ends_within(self, span: float, age: float) -> float:
@@ -38,8 +35,16 @@ class Expected:
 
     @property
     def mean(self) -> float:
-        mu, sigma = self._normal()
+        mu, sigma = _normal(self.p50, self.p80)
         return math.exp(mu + sigma * sigma / 2)
+
+
+@lru_cache(maxsize=4096)
+def _normal(p50: float, p80: float) -> tuple[float, float]:
+    """Mean and deviation of the logarithm. A round asks thousands of times about few classes."""
+    median = max(p50, 1e-3)
+    sigma = math.log(max(p80, 1e-3) / median) / Z80
+    return math.log(median), min(max(sigma, NARROWEST), WIDEST)
 
 
 UNKNOWN = Expected(p50=120.0, p80=300.0)

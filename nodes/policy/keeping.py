@@ -31,10 +31,12 @@ class Close:
     node: NodeId
 
 
-def keep(state: FleetState, spares: frozenset[NodeId], purse: Purse, now: float, rules: Rules) -> Kept:
-    """An idle node is kept while it has paid time left, and dropped in the last minutes of that; a busy one, or one
-    of ``spares``, goes on for another hour, which is reserved before it begins. Nodes that do not join in time are
-    given up.
+def keep(
+    state: FleetState, purse: Purse, now: float, rules: Rules, *, yields: frozenset[NodeId] = frozenset()
+) -> Kept:
+    """An idle node is kept while it has paid time left, and dropped in the last minutes of that; a busy one goes on
+    for another hour, which is reserved before it begins, but runs empty if it ``yields``. Nodes that do not join in
+    time are given up.
     """
     verdicts: list[Drop | Renewal | Close] = []
     times: list[float] = []
@@ -51,13 +53,18 @@ def keep(state: FleetState, spares: frozenset[NodeId], purse: Purse, now: float,
         else:
             ends = now + node.paid_left(now)
             times += (ends - LAST_QUARTER, ends - rules.margin, ends)
-            verdict = _ready(node, node.id in spares, purse, now, rules)
+            verdict = _ready(node, purse, now, rules)
         if verdict is not None:
             verdicts.append(verdict)
+    closed = {each.node for each in verdicts if isinstance(each, Close)}
+    closed |= {
+        node.id for node in state.nodes
+        if node.id in yields and (node.closed or node.paid_left(now) <= LAST_QUARTER)
+    }  # fmt: skip
     return Kept(
         drop=tuple(each for each in verdicts if isinstance(each, Drop)),
         renew=tuple(each for each in verdicts if isinstance(each, Renewal)),
-        closed=frozenset(each.node for each in verdicts if isinstance(each, Close)),
+        closed=frozenset(closed),
         again_at=min((at for at in times if at > now), default=float("inf")),
     )
 
@@ -68,37 +75,35 @@ def _late(node: Node, deadline: float, now: float) -> Drop | None:
     return Drop(node.id, f"not ready {now - node.created_at:.0f} s after its purchase", failed=True)
 
 
-def _ready(node: Node, is_spare: bool, purse: Purse, now: float, rules: Rules) -> Drop | Renewal | Close | None:
+def _ready(node: Node, purse: Purse, now: float, rules: Rules) -> Drop | Renewal | Close | None:
     left = node.paid_left(now)
     ends, last = now + left, left <= rules.margin
     if left > LAST_QUARTER and node.reserved_until >= ends - 1:
         return None
-    shares, price = _shares(node), node.offer.hourly
-    affordable = purse.affords(shares, price)
-    if last and not node.running and not (is_spare and affordable):
+    if last and not node.running:
         # So late that the deletion may fall into the next hour: that will have to be paid for, so it is used.
         return Drop(node.id, "idle at the end of its hour") if left > rules.delete_s else None
+    shares, price = _shares(node), node.offer.hourly
+    affordable = purse.affords(shares, price)
     until = ends + HOUR if last else ends
     if node.reserved_until < until - 1:
         if not affordable:
             return Close(node.id)
         purse.take(shares, price)
         return Renewal(node.id, until, shares)
-    if left <= LAST_QUARTER and (_is_old(node, ends, rules) or not (last or affordable)):
+    if left <= LAST_QUARTER and (is_old(node, ends, rules) or not (last or affordable)):
         return Close(node.id)
     return None
 
 
-def _is_old(node: Node, ends: float, rules: Rules) -> bool:
+def is_old(node: Node, ends: float, rules: Rules) -> bool:
+    """Whether it is to be retired with the hour that ends at ``ends``."""
     return ends - node.created_at >= rules.lifetime
 
 
 def _shares(node: Node) -> Shares:
     """Who pays for a node's next hour: those whose jobs keep it, by their slots; of an idle one, for whom it was
-    bought.
-
-    The shares add up to the price, whatever it divides by.
-
+    bought. The shares add up to the price, whatever it divides by.
     """
     price = node.offer.hourly
     if not node.running:

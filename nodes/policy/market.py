@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 from nodes.offers import Offer
-from nodes.policy.state import FleetState, Queued
+from nodes.policy.state import COMING, FleetState, Node, Queued
+
+
+def as_found(offers: Sequence[Offer], nodes: Sequence[Node]) -> tuple[Offer, ...]:
+    """The offers with no more slots than nodes of their types turned out to have, all of them: else jobs would have one
+    after the other bought that is too small for them."""
+    slots: dict[str, int] = {}
+    for node in nodes:
+        if node.rented and node.phase not in COMING:
+            slots[node.offer.type] = max(node.offer.slots, slots.get(node.offer.type, 0))
+    return tuple(
+        replace(offer, slots=slots[offer.type]) if 0 < slots.get(offer.type, 0) < offer.slots else offer
+        for offer in offers
+    )
 
 
 def fitting(offers: Sequence[Offer], job: Queued) -> list[Offer]:
@@ -32,6 +46,11 @@ def ladder(offers: Sequence[Offer], job: Queued, count: int) -> list[Offer]:
 
 def boot_s(state: FleetState, offer: Offer, default: float) -> float:
     return state.boot_s.get(offer.key, default)
+
+
+def least_boot_s(state: FleetState, default: float) -> float:
+    """The soonest that a node which is bought now may be expected: jobs wait no longer for other slots."""
+    return min((boot_s(state, offer, default) for offer in state.offers), default=default)
 
 
 def _price_of_used(offer: Offer, job: Queued, count: int) -> Decimal:

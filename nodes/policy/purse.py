@@ -11,6 +11,9 @@ from nodes.policy.state import Caps, FleetState
 
 Shares = tuple[tuple[ProjectId, Decimal], ...]
 """Who is charged how much."""
+CEILING = "price ceiling"
+FLEET_LIMITS = ("node limit", "hourly limit", "account limit")
+"""What others' nodes take room in."""
 
 
 class Purse:
@@ -18,8 +21,10 @@ class Purse:
 
     def __init__(self, state: FleetState, caps: Caps) -> None:
         rented = [node for node in state.nodes if node.rented]
+        learned = state.server_limit is not None and state.server_limit < caps.nodes
+        self._nodes_limit = FLEET_LIMITS[2] if learned else FLEET_LIMITS[0]
         self._nodes = caps.nodes if state.server_limit is None else min(caps.nodes, state.server_limit)
-        self._nodes -= len(rented)
+        self._nodes -= len(rented) + state.unknown
         # What fails at once and is bought again is paid for each time.
         used = sum((node.offer.hourly for node in rented), state.sunk)
         self._hourly = None if caps.hourly is None else caps.hourly - used
@@ -30,11 +35,11 @@ class Purse:
     def refusal(self, offer: Offer, payer: ProjectId | None) -> str | None:
         """Why a node of ``offer`` may not be bought; None if it may."""
         if self._ceiling is not None and offer.per_slot > self._ceiling:
-            return "price ceiling"
+            return CEILING
         if self._nodes < 1:
-            return "node limit"
+            return self._nodes_limit
         if self._hourly is not None and offer.hourly > self._hourly:
-            return "hourly limit"
+            return FLEET_LIMITS[1]
         return None if self.affords([] if payer is None else [(payer, offer.hourly)], offer.hourly) else "budget"
 
     def buy(self, offer: Offer, payer: ProjectId | None) -> None:

@@ -14,8 +14,11 @@ from enum import StrEnum
 from functions.ids import AccountId, NodeId, ProjectId
 from nodes.offers import Offer
 from nodes.policy.expected import Expected
+from nodes.policy.spare_hours import NEVER, SpareHours
 
 HOUR = 3600.0
+NEAR_S = HOUR
+"""Paid jobs whose deadlines are so near stand in groups by these; those that are further off need not be told apart."""
 
 
 class Phase(StrEnum):
@@ -46,6 +49,7 @@ class Running:
 @dataclass(frozen=True, slots=True)
 class Node:
     """``account`` is whom the node serves alone, None for everybody; ``payer`` the project for which it was bought.
+    ``offer`` has the slots that the node has, which may be fewer than were sold.
 
     ``created_at`` is the cloud's ``created``, from which hours count; before it is known, when the purchase was
     planned. ``reserved_until`` is the end of the last hour that budgets were charged for. A node that is not
@@ -102,9 +106,10 @@ class FleetState:
     ten creations of a type at a location (``Offer.key``) took until the node had joined, where that is known.
     ``frozen_until`` and ``server_limit`` are learned from the cloud's refusals (403): buy nothing until then, and
     have no more servers than that. ``sunk`` is what servers cost an hour that are gone before the hour that is paid for
-    is over. ``budgets`` is what projects may still spend, all reservations taken off; a
-    project that is not in it has no budget. ``month_left`` is the same for all of them together. ``used`` has
-    slot-seconds that accounts used of late, by their weight; ``arrivals`` their jobs' slots that come per second, for
+    is over, and those that are there and not in ``nodes``: there are ``unknown`` of these.
+    ``budgets`` is what projects may still spend, all reservations taken off; a project that is not in it has no budget.
+    ``month_left`` is the same for all of them together. ``used`` has
+    slot-seconds that accounts used of late; ``arrivals`` the slots that jobs call for that come to them per second, for
     warm spares.
     """
 
@@ -115,6 +120,7 @@ class FleetState:
     frozen_until: float = 0.0
     server_limit: int | None = None
     sunk: Decimal = Decimal(0)
+    unknown: int = 0
     budgets: Mapping[ProjectId, Decimal] = field(default_factory=dict)
     month_left: Decimal | None = None
     used: Mapping[AccountId, float] = field(default_factory=dict)
@@ -139,20 +145,21 @@ class Rules:
     """A node serves one account while it lives."""
     round_s: float = 2.0
     """About how often a round comes."""
+    apart_s: float = 0.5
+    """A job for which there is no room wakes the next round at once, but not sooner than this after the last one."""
     boot_s: float = 60.0
     """From a purchase until the node has joined, where nothing is known of its type and location yet."""
     boot_deadline: float = 360.0
     """After this long, or three usual boots if that is longer, a node that has not joined is given up."""
     delete_s: float = 20.0
     """How long a deletion takes at the most, but for one in a hundred."""
-    thrift: float = 0.75
-    """The part of the slots expected to free themselves within a boot that is trusted to: 0 buys at once, 1 is
+    thrift: float = 1 / 3
+    """Jobs trust to so many slots that fewer become free within a boot with this probability: 0 buys at once, 1 is
     cheap."""
-    linger: float = 900.0
-    """An account's last free node goes on for another hour while idle if its next job is expected within this: the job
-    would have to wait for a boot, and buy that hour anyway. 0: never."""
-    spares: bool = False
-    """Keep warm spares, so many slots that a job finds none with probability ``spare_risk``."""
+    patience: float = 1.0
+    """A job that has waited for so many boots, since what it trusted to did not come true, gets a node."""
+    spares: SpareHours = NEVER
+    """When warm spares are kept, so many slots that a job finds none with probability ``spare_risk``."""
     spare_risk: float = 0.05
     lifetime: float = 86400.0
     """A node that is never idle is retired after this, at the end of an hour."""

@@ -7,18 +7,23 @@ from dataclasses import replace
 
 from functions import ids
 from nodes.offers import Offer
-from nodes.policy.decision import Wait
+from nodes.policy.decision import Buy, Wait
 from nodes.policy.dispatch import could_serve, is_forced
-from nodes.policy.market import boot_s, in_stock, ladder
+from nodes.policy.market import boot_s, fitting, in_stock, ladder
 from nodes.policy.state import COMING, FleetState, Node, Phase, Queued, Rules
 
 
-def waits(state: FleetState, refused: Mapping[Queued, str], now: float, rules: Rules) -> tuple[Wait, ...]:
-    """One for each group of the queue. ``refused`` has those that a cap kept from getting a node, and which."""
-    return tuple(_wait(state, job, refused.get(job), now, rules) for job in state.queue)
+def waits(
+    state: FleetState, bought: Sequence[Buy], refused: Mapping[Queued, str], now: float, rules: Rules
+) -> tuple[Wait, ...]:
+    """One for each group of the queue. ``refused`` has those that a cap kept from getting a node of those ``bought``,
+    and which."""
+    return tuple(_wait(state, job, bought, refused.get(job), now=now, rules=rules) for job in state.queue)
 
 
-def _wait(state: FleetState, job: Queued, refused: str | None, now: float, rules: Rules) -> Wait:
+def _wait(
+    state: FleetState, job: Queued, bought: Sequence[Buy], refused: str | None, *, now: float, rules: Rules
+) -> Wait:
     wait = Wait(job.account, job.project, job.slots, job.paid, "capacity")
     if not is_forced(job, now, rules.boot_s, rules):
         return replace(wait, reason="paid minutes", eta=job.deadline)
@@ -30,9 +35,16 @@ def _wait(state: FleetState, job: Queued, refused: str | None, now: float, rules
         eta, node = coming[0]
         return replace(wait, reason=f"booting {ids.encode(ids.NODE, node)}", node=node, eta=max(eta, now))
     if now < state.frozen_until:
-        return replace(wait, reason="account limit", eta=state.frozen_until)
+        # Without a limit learned it is the token that may not buy.
+        reason = "account limit" if state.server_limit is not None else "refused by the cloud"
+        free_at = _free_at(mine, now, rules)
+        return replace(wait, reason=reason, eta=min(state.frozen_until, free_at or state.frozen_until))
     if refused is not None:
         return replace(wait, reason=refused)
+    for place, buy in enumerate(bought):
+        if buy.account in (None, job.account) and fitting((buy.offer,), job):
+            eta = now + boot_s(state, buy.offer, rules.boot_s)
+            return replace(wait, reason="booting", purchase=place, eta=eta)
     return _for_stock(wait, ladder(state.offers, job, job.count), now) or replace(wait, eta=_free_at(mine, now, rules))
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functions.ids import NodeId
 from nodes.policy.buying import buy, shortages
 from nodes.policy.decision import Decision, Drop
-from nodes.policy.dispatch import best_node, serves
+from nodes.policy.dispatch import best_node, forced_at, serves
 from nodes.policy.purse import Purse
 from nodes.policy.round import decide
+from nodes.policy.spare_hours import NEVER
 from nodes.policy.state import COMING, Caps, FleetState, Node, Phase, Queued, Rules
 from nodes.simulate.engine import Policy
 
@@ -23,13 +24,24 @@ class Ours:
     best_node = staticmethod(best_node)
 
 
+class NoSpares:
+    """What the policy does where no spares are wanted, to see what they cost."""
+
+    name = "no-spares"
+
+    best_node = staticmethod(best_node)
+
+    def decide(self, state: FleetState, caps: Caps, now: float, rules: Rules) -> Decision:
+        return decide(state, caps, now, replace(rules, spares=NEVER))
+
+
 class KeepHour:
     """Keeps idle nodes to the end of the hour, and gives a job to the oldest node with room."""
 
     name = "keep-hour"
 
     def decide(self, state: FleetState, caps: Caps, now: float, rules: Rules) -> Decision:
-        return decide(state, caps, now, replace(rules, thrift=0.0, linger=0.0))
+        return decide(state, caps, now, replace(rules, thrift=0.0))
 
     def best_node(self, nodes: Iterable[Node], job: Queued, now: float, rules: Rules) -> Node | None:
         return _oldest(nodes, job)
@@ -49,6 +61,7 @@ class DropIdle:
         self._since = {node: self._since.get(node, now) for node in idle}
         drop = [Drop(node, "idle") for node, since in self._since.items() if now - since >= self._idle_s]
         times = [since + self._idle_s for since in self._since.values() if now - since < self._idle_s]
+        times += [at for job in state.queue if job.paid and (at := forced_at(job, rules.boot_s, rules)) > now]
         for node in state.nodes:
             if node.phase in COMING and now >= node.created_at + rules.boot_deadline:
                 drop.append(Drop(node.id, "not ready", failed=True))
@@ -65,6 +78,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "keep-hour": KeepHour,
     "idle-10m": lambda: DropIdle("idle-10m", 600.0),
     "when-idle": lambda: DropIdle("when-idle", 0.0),
+    "no-spares": NoSpares,
 }
 
 

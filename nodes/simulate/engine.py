@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
+from functions.errors import Invalid
 from functions.ids import NodeId, ProjectId
 from nodes.policy.decision import Buy, Decision, Drop
 from nodes.policy.dispatch import is_forced
 from nodes.policy.state import HOUR, Caps, FleetState, Node, Phase, Queued, Rules, Running
-from nodes.simulate.clouds import Cloud
+from nodes.simulate.clouds import GIB, Cloud
 from nodes.simulate.loads import Job
 from nodes.simulate.shop import Shop
 from nodes.simulate.waiting import Alike, Waiting
@@ -69,8 +70,13 @@ def play(
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Run:
-    """Until the last job has ended and the last server is gone. ``progress`` is told of each hundred jobs that
-    ended."""
+    """Until the last job has ended and the last server is gone. ``progress`` is told how many more jobs ended. Raises
+    ``Invalid`` for a job that no server can hold: it would wait for ever."""
+    for slots, memory in sorted({(job.slots, job.memory) for job in jobs}):
+        if not any(offer.slots >= slots and offer.memory >= memory for offer in cloud.offers):
+            size = f"{slots} slots" + (f" and {memory / GIB:,.1f} GiB" if memory > GIB else "")
+            types = ", ".join(dict.fromkeys(offer.type for offer in cloud.offers))
+            raise Invalid(f"a job takes {size}: no server of {types} can hold it")
     return _Engine(jobs, cloud, policy, caps=caps, rules=rules, seed=seed, progress=progress).play()
 
 
@@ -94,7 +100,7 @@ class _Engine:
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self.count = 0
         self.left = len(jobs)
-        self.next_round = math.inf
+        self.last_round, self.next_round = -rules.round_s, math.inf
 
     def play(self) -> Run:
         last = self.run.jobs[-1].at if self.run.jobs else 0.0
@@ -126,7 +132,7 @@ class _Engine:
     # What the policy decides
 
     def _round(self, now: float) -> None:
-        self.next_round = math.inf
+        self.last_round, self.next_round = now, math.inf
         self.run.rounds += 1
         nodes = tuple(machine.node for machine in self.machines.values())
         state = FleetState(nodes, self.waiting.groups(now), self.shop.offers(), arrivals=self.waiting.arrivals(now))
@@ -147,10 +153,18 @@ class _Engine:
         self._look(again if again > now else now + self.rules.round_s)
 
     def _look(self, when: float) -> None:
-        """A round at the first tick of the autoscaler's clock from ``when`` on at which the control plane is up."""
+        """A round at the first of the autoscaler's turns from ``when`` on. They follow the last round regularly; those
+        that would find nothing to do are left out."""
         if when < math.inf:
-            when = self._up(math.ceil(when / self.rules.round_s - 1e-9) * self.rules.round_s)
-            self.next_round = min(self.next_round, when)
+            turns = max(1, math.ceil((when - self.last_round) / self.rules.round_s - 1e-9))
+            self._look_at(self.last_round + turns * self.rules.round_s)
+
+    def _wake(self, now: float) -> None:
+        """A round at once, for a job that found no room."""
+        self._look_at(max(now, self.last_round + self.rules.apart_s))
+
+    def _look_at(self, when: float) -> None:
+        self.next_round = min(self.next_round, self._up(when))
 
     def _up(self, when: float) -> float:
         return next((until for since, until in self.cloud.outages if since <= when < until), when)
@@ -223,7 +237,9 @@ class _Engine:
         self.waiting.add(job)
         self._dispatch(now)
         if self.waiting:
-            self._look(now)
+            self._wake(now)
+        elif self.rules.spares.hold(now):
+            self._look(now)  # what it has taken may have been a spare
 
     def _dispatch(self, now: float) -> None:
         if self._up(now) != now:

@@ -17,6 +17,8 @@ TAIL = 1.5
 """Exponent of a heavy tail (Pareto): a mean, but no variance."""
 LONGEST = 24 * 3600.0
 HOUR, DAY = 3600.0, 86400.0
+MONDAY = 1767571200.0
+"""2026-01-05T00:00:00Z: when what has no date begins, as UNIX time."""
 MOST_JOBS = 1_000_000
 FORMS = "poisson:60/h,4m · burst:240/h,3m,10m/1h · diurnal:5-200/h,6m · tail:60/h,4m"
 

@@ -10,9 +10,9 @@ from datetime import timedelta
 from decimal import Decimal
 
 from nodes.offers import Offer, cost, hours_begun
+from nodes.provider import LIST_EMPTY_EVERY, LIST_EVERY
 from nodes.simulate.bound import HOUR, Span, hours
 from nodes.simulate.engine import Machine, Run
-from nodes.simulate.shop import LIST_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,17 @@ def report(run: Run, offers: Sequence[Offer]) -> Report:
         servers=len(run.machines),
         most_servers=run.most_nodes,
         failed_servers=sum(machine.ready is None for machine in run.machines),
-        calls_an_hour=(run.calls + lived / LIST_S) * 3600 / lived,
+        calls_an_hour=(run.calls + _lists(run, lived)) * 3600 / lived,
     )
+
+
+def _lists(run: Run, lived: float) -> float:
+    """Calls for lists of servers: fewer while there is none."""
+    served = until = 0.0
+    for machine in run.machines:  # in the order of their purchases
+        served += max(0.0, machine.gone - max(machine.node.created_at, until))
+        until = max(until, machine.gone)
+    return served / LIST_EVERY.total_seconds() + (lived - served) / LIST_EMPTY_EVERY.total_seconds()
 
 
 def _steps(run: Run, offers: Sequence[Offer]) -> list[tuple[str, Decimal]]:
@@ -134,5 +143,6 @@ def _waits(waits: Sequence[float]) -> Waits:
     ordered = sorted(waits)
     if not ordered:
         return Waits(0, 0.0, 0.0, 0.0, 0.0)
-    at = [ordered[min(math.ceil(q * len(ordered)) - 1, len(ordered) - 1)] for q in (0.5, 0.95, 0.99, 1.0)]
+    # Of times of millions of seconds, what is behind the milliseconds is rounding.
+    at = [round(ordered[min(math.ceil(q * len(ordered)) - 1, len(ordered) - 1)], 3) for q in (0.5, 0.95, 0.99, 1.0)]
     return Waits(len(ordered), *at)

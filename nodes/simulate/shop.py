@@ -9,12 +9,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from nodes.offers import Offer
+from nodes.provider import LIST_EVERY
 from nodes.simulate.clouds import Cloud
 
 TRIED_AGAIN_S = 120.0
 """How long a type is left alone at a location after it was found out of stock."""
-LIST_S = 15.0
-"""The servers are listed so often; each listing is a call."""
+LIST_S = LIST_EVERY.total_seconds()
+"""So often a call lists servers while there are any, however many: see ``LIST_EVERY``."""
 BUCKET, REFILL = 3600.0, 1.0
 """The rate limit: so many calls at once, and so many a second."""
 

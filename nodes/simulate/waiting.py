@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from functions.ids import AccountId, ProjectId
+from nodes.policy.arrivals import Arrivals
 from nodes.policy.expected import UNKNOWN, Expected, expected
-from nodes.policy.spares import arrival_rate
-from nodes.policy.state import Queued
+from nodes.policy.state import NEAR_S, Queued
 from nodes.simulate.loads import Job
 
 LEARNED_FROM = 200
 """The last runs of a kind, by which the next is judged."""
-ARRIVALS_S = 1800.0
-URGENT_S = 600.0
-"""Paid jobs whose deadlines are this near make a group of their own."""
 
 Alike = tuple[int, str, int, int, bool]
 """Account, kind, slots, memory, paid: what jobs of one queue have in common."""
@@ -27,14 +24,14 @@ class Waiting:
         self._queues: dict[Alike, deque[Job]] = {}
         self._runs: dict[str, deque[float]] = {}
         self._expected: dict[str, Expected] = {}
-        self._arrivals: dict[int, deque[tuple[float, int]]] = {}
+        self._arrivals = Arrivals()
 
     def __bool__(self) -> bool:
         return any(self._queues.values())
 
     def add(self, job: Job) -> None:
         self._queue(job).append(job)
-        self._arrivals.setdefault(job.account, deque()).append((job.at, job.slots))
+        self._arrivals.add(AccountId(job.account), job.at, jobs=1, slots=job.slots)
 
     def add_again(self, job: Job) -> None:
         """A job whose node was lost goes first."""
@@ -61,19 +58,14 @@ class Waiting:
         return self._expected.get(job.kind, UNKNOWN)
 
     def arrivals(self, now: float) -> dict[AccountId, float]:
-        rates = {}
-        for account, times in self._arrivals.items():
-            while len(times) > 1 and times[0][0] < now - ARRIVALS_S:
-                times.popleft()
-            rates[AccountId(account)] = arrival_rate(sum(slots for _, slots in times), ARRIVALS_S, now - times[-1][0])
-        return rates
+        return self._arrivals.rates(now)
 
     def _queue(self, job: Job) -> deque[Job]:
         return self._queues.setdefault((job.account, job.kind, job.slots, job.memory, job.paid), deque())
 
     def _groups(self, queue: deque[Job], now: float) -> Iterator[Queued]:
         urgent = sum(
-            1 for _ in takewhile(lambda job: job.deadline is not None and job.deadline < now + URGENT_S, queue)
+            1 for _ in takewhile(lambda job: job.deadline is not None and job.deadline < now + NEAR_S, queue)
         )
         by_deadline: dict[float | None, list[Job]] = {}
         for at in range(urgent):

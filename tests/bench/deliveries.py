@@ -19,9 +19,10 @@ from functions.egress import origin_of
 from functions.errors import RGridError
 from functions.ids import JobId, NodeId, ProjectId
 from gateway.database import open_pool
-from scheduler import jobs, leasing
-from scheduler.jobs import Invocation, Report
-from scheduler.leasing import Claimed, VirtualClocks
+from scheduler import claiming, finishing, jobs, preparing
+from scheduler.claiming import Claimed, VirtualClocks
+from scheduler.finishing import Report
+from scheduler.preparing import Invocation
 from scheduler.wakeups import Topic, Wakeups
 from tests.bench.ingress import FUNCTION
 from tests.bench.rounds import ROUNDS, Measured, percentile
@@ -119,12 +120,12 @@ async def _claimed(
             )
             for n in range(first, min(first + 500, many))
         ]
-        answers = await jobs.submit(conn, [jobs.prepare(project, version, each, SIZING) for each in asked])
+        answers = await jobs.submit(conn, [preparing.prepare(project, version, each, SIZING) for each in asked])
         assert not any(isinstance(each, RGridError) for each in answers)
     claimed: list[tuple[NodeId, Claimed]] = []
     while len(claimed) < many:
         node = await make_node(conn, slots=500)
-        taken = await leasing.claim(
+        taken = await claiming.claim(
             conn, VirtualClocks(0), node, pools=[account], free_slots=500, node_slots=500, lease=LEASE
         )
         claimed += [(node, each) for each in taken]
@@ -144,7 +145,7 @@ async def _end(pool: Pool, wakeups: Wakeups, claimed: list[tuple[NodeId, Claimed
     async def end(node: NodeId, one: Claimed) -> None:
         async with room, pool.acquire() as conn:
             async with conn.transaction():
-                await jobs.finish(conn, node, JobId(one.job_id), Report(one.token, "succeeded", 0))
+                await finishing.finish(conn, node, JobId(one.job_id), Report(one.token, "succeeded", 0))
             ended[ids.encode(ids.JOB, one.job_id)] = time.monotonic()
         wakeups.hint(Topic.DELIVERY)
 

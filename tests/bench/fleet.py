@@ -20,11 +20,12 @@ from functions.sealing import Sealer
 from gateway.bootstrap import ensure_bootstrap
 from gateway.database import migrate, open_pool
 from gateway.settings import Settings
-from nodes.autoscaler import Autoscaler, Wish
+from nodes.autoscaler import Autoscaler
 from nodes.ledger import Ledger
 from nodes.offers import Catalogue, Offer
 from nodes.policy.state import Caps, Rules
 from nodes.provider import NODE_LABEL, Listing, Order, Provider, Server, Status
+from nodes.wish import Wish
 from tests.bench.rounds import Measured
 from tests.postgres import Postgres
 
@@ -76,6 +77,12 @@ class Listed(Provider):
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def compare_clock(self, ours: datetime, believed: datetime) -> None:
+        pass
+
+    def said_now(self) -> datetime:
+        return self.now()
 
     async def prepare(self, image: str, architectures: frozenset[str]) -> tuple[str, ...]:
         return ()
@@ -146,7 +153,7 @@ async def _measure(pool: Pool, url: str) -> Measured:
         began = time.perf_counter()
         await autoscaler.once()
         took["round"] = (time.perf_counter() - began) * 1000
-        autoscaler._list_at = None
+        autoscaler._survey.list_now()
         began = time.perf_counter()
         await autoscaler.once()
         took["listed"] = (time.perf_counter() - began) * 1000

@@ -9,7 +9,7 @@ import asyncio
 import json
 import resource
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import httpx
 
@@ -117,17 +117,7 @@ async def batches(api: httpx.AsyncClient) -> Measured:
         "cancel it": cancel,
         "retry all of it": retry,
     }
-    measured = Measured("batches of 10,000 jobs", "s")
-    before_mib = peak_mib()
-    for _ in range(ROUNDS):
-        took = {}
-        for step, run in steps.items():
-            began_s = time.perf_counter()
-            await run()
-            took[step] = time.perf_counter() - began_s
-        measured.rounds.append(took)
-    measured.title += f", memory at most {peak_mib() - before_mib:.0f} MiB more"
-    return measured
+    return await timed("batches of 10,000 jobs", steps)
 
 
 async def defaults(api: httpx.AsyncClient) -> Measured:
@@ -152,7 +142,12 @@ async def defaults(api: httpx.AsyncClient) -> Measured:
         f"{MANY} jobs, 1.5 GB: refused": lambda: batch("spilled", MANY, 413),
         f"{SIDE_BY_SIDE} of the first at once": beside,
     }
-    measured = Measured("batches of a few kB that defaults make large", "s")
+    return await timed("batches of a few kB that defaults make large", steps)
+
+
+async def timed(title: str, steps: Mapping[str, Callable[[], Awaitable[None]]]) -> Measured:
+    """Seconds of each step, and what they add to the process's memory."""
+    measured = Measured(title, "s")
     before_mib = peak_mib()
     for _ in range(ROUNDS):
         took = {}

@@ -24,8 +24,10 @@ from gateway.database import migrate, open_pool
 from gateway.settings import Settings
 from nodes.protocol import JoinRequest
 from nodes.registry import join, mint_join_token
-from scheduler import leasing, queue
-from scheduler.leasing import Ending, NewDelivery, VirtualClocks
+from scheduler import claiming, lease_ends, queue
+from scheduler.claiming import VirtualClocks
+from scheduler.lease_ends import Ending
+from scheduler.new_deliveries import NewDelivery
 from scheduler.queue import NewJob
 from tests.bench.rounds import ROUNDS, Measured
 from tests.postgres import Postgres
@@ -102,7 +104,7 @@ async def _ours(url: str) -> float:
         done = 0
         async with pool.acquire() as own:
             while True:
-                claimed = await leasing.claim(
+                claimed = await claiming.claim(
                     own, clocks, node, pools=[pool_id], free_slots=BATCH, node_slots=BATCH, lease=LEASE
                 )
                 if not claimed:
@@ -112,7 +114,7 @@ async def _ours(url: str) -> float:
                     NewDelivery(MessageId(ids.new_uuid7()), job.job_id, "job.succeeded", "https://a.example/hook", "a")
                     for job in claimed
                 ]
-                done += len(await leasing.finish(own, endings, deliveries))
+                done += len(await lease_ends.finish(own, endings, deliveries))
 
     began_s = time.perf_counter()
     done = sum(await asyncio.gather(*(drain() for _ in range(CLAIMERS))))

@@ -23,9 +23,9 @@ from functions.sealing import Sealer
 from gateway.bootstrap import ensure_bootstrap
 from gateway.database import migrate, open_pool
 from gateway.settings import Settings
-from scheduler import jobs
+from scheduler import jobs, preparing
 from scheduler.cron import AT_ONCE, fire_once
-from scheduler.jobs import Invocation, Sizing
+from scheduler.preparing import Invocation, Sizing
 from tests.bench.rounds import ROUNDS, Measured
 from tests.postgres import Postgres
 
@@ -94,7 +94,7 @@ async def _bare(pool: Pool, project: ProjectId) -> None:
         asked = Invocation(params={"at": "2026-01-01T00:00:00Z"}, trigger={"kind": "schedule"})
         for first in range(0, MANY, AT_ONCE):
             batch = range(first, first + AT_ONCE)
-            await jobs.submit(conn, [jobs.prepare(project, versions[n % FUNCTIONS], asked, SIZING) for n in batch])
+            await jobs.submit(conn, [preparing.prepare(project, versions[n % FUNCTIONS], asked, SIZING) for n in batch])
 
 
 async def _one(pool: Pool, _: ProjectId) -> None:

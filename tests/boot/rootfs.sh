@@ -1,14 +1,22 @@
 #!/bin/sh
-# A machine's root file system in the folder $1: Debian with systemd, cloud-init and Docker, as a cloud's image has them.
+# A machine's root file system in the folder $1, which has no spaces: Debian with systemd, cloud-init and Docker, as a
+# cloud's image has them. About a minute, most of it unpacking.
 set -eu
 root=$1
+# Whoever removes the folder must not find the kernel's files in it.
+leave() {
+    awk -v under="$root/" 'index($2, under) == 1 { print $2 }' /proc/mounts | sort -r | while read -r at; do umount "$at"; done
+}
+trap leave EXIT
 debootstrap --variant=minbase --include=systemd-sysv,udev,dbus,ca-certificates,iproute2,iptables,kmod,procps,e2fsprogs \
     bookworm "$root"
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" # nothing starts in there
 chmod +x "$root/usr/sbin/policy-rc.d"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
+# If the machine goes down meanwhile it is all made anew: nothing has to be on the disk.
+echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io"
 DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$root" \
-    apt-get install -y -q --no-install-recommends cloud-init docker.io
+    apt-get install -y -q --no-install-recommends -o Acquire::Retries=3 cloud-init docker.io
 rm -rf "$root"/usr/sbin/policy-rc.d "$root"/etc/resolv.conf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* \
     "$root"/usr/share/doc "$root"/usr/share/man "$root"/usr/share/locale
 

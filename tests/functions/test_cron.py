@@ -78,9 +78,8 @@ class Reference:
                 for name, nth in (each.split("#") for each in self.weekday.split(","))
             )
         by_weekday = weekday in self.weekdays
-        any_day, any_weekday = self.days == set(range(1, 32)), self.weekdays == set(range(7))
-        if any_day or any_weekday:
-            return (any_day or by_day) and (any_weekday or by_weekday)
+        if self.day.startswith("*") or self.weekday.startswith("*"):
+            return by_day and by_weekday
         return by_day or by_weekday
 
 
@@ -204,7 +203,7 @@ def test_every_span_of_a_field_is_read_as_it_is_meant(field: int) -> None:
     for text in (f"{a}-{b}{step}" for a in ends for b in ends for step in ("", "/2", "/5")):
         fields = ["*"] * 5
         fields[field] = text
-        read = _plain(" ".join(fields)).split()[field]
+        read = _plain(" ".join(fields))[0].split()[field]
         every = set(range(least, most + (field != 4)))
         assert (every if read == "*" else set(map(int, read.split(",")))) == values_of(field, text), text
 
@@ -236,6 +235,16 @@ def test_every_span_of_a_field_is_read_as_it_is_meant(field: int) -> None:
         ("0 0 13 * fri", "UTC", utc(2026, 2, 1), [utc(2026, 2, 6), utc(2026, 2, 13), utc(2026, 2, 20)]),
         ("0 0 * * 7", "UTC", utc(2026, 3, 1), [utc(2026, 3, 8)]),
         ("0 9 * * mon#1", "UTC", utc(2026, 3, 3), [utc(2026, 4, 6, 9)]),
+        # Two fields for days: either, unless one begins with *. A span of all values is a field like others.
+        ("0 0 1-31 * fri", "UTC", utc(2026, 2, 1), [utc(2026, 2, 2), utc(2026, 2, 3)]),
+        ("0 0 13 * 0-6", "UTC", utc(2026, 2, 1), [utc(2026, 2, 2), utc(2026, 2, 3)]),
+        ("0 0 * * fri", "UTC", utc(2026, 2, 1), [utc(2026, 2, 6), utc(2026, 2, 13)]),
+        ("0 0 13 * *", "UTC", utc(2026, 2, 1), [utc(2026, 2, 13), utc(2026, 3, 13)]),
+        ("0 0 */2 * fri", "UTC", utc(2026, 2, 1), [utc(2026, 2, 13), utc(2026, 2, 27)]),
+        ("0 0 1-31/2 * fri", "UTC", utc(2026, 2, 1), [utc(2026, 2, 3), utc(2026, 2, 5), utc(2026, 2, 6)]),
+        ("0 0 13 * */5", "UTC", utc(2026, 2, 1), [utc(2026, 2, 13), utc(2026, 3, 13), utc(2026, 9, 13)]),
+        ("0 0 29 2 */7", "UTC", utc(2026, 1, 1), [utc(2032, 2, 29), utc(2060, 2, 29), utc(2088, 2, 29)]),
+        ("0 0 L * fri", "UTC", utc(2026, 2, 22), [utc(2026, 2, 27), utc(2026, 2, 28)]),
     ],
 )
 def test_planned_times(line: str, zone: str, after: datetime, expected: list[datetime]) -> None:
@@ -270,6 +279,7 @@ def test_lines_that_are_taken(line: str) -> None:
         ("0 3 * * * *", "no seconds"), ("* * * * * * *", "has 7"), ("* * * *", "has 4"), ("", "has 0"),
         ("@reboot", "five fields, or one of"), ("@every 5m", "five fields, or one of"),
         ("0 0 30 2 *", "never fires"), ("0 0 31 2,4,6,9,11 *", "never fires"), ("0 0 30-31 feb *", "never fires"),
+        ("0 0 30 2 */2", "never fires"),
         ("60 * * * *", "no minute"), ("0 24 * * *", "no hour"), ("0 0 0 * *", "no day of the month"),
         ("0 0 32 * *", "no day of the month"), ("0 0 * 13 *", "no month"), ("0 0 * * 8", "no day of the week"),
         ("0 0 * * xyz", "no day of the week"), ("-1 * * * *", "no minute"), ("1,,2 * * * *", "no minute"),

@@ -96,9 +96,11 @@ async def shared_api(shared_services: Services) -> AsyncIterator[httpx.AsyncClie
 
 
 @asynccontextmanager
-async def listening(services: Services, routes: Sequence[Route] = ROUTES) -> AsyncIterator[Listening]:
-    """The gateway as a server on a free port."""
-    listener = listen("127.0.0.1", 0)
+async def listening(
+    services: Services, routes: Sequence[Route] = ROUTES, *, port: int = 0
+) -> AsyncIterator[Listening]:
+    """The gateway as a server, on a free port if none is given."""
+    listener = listen("127.0.0.1", port)
     # As uvloop does, which serves outside of tests: without it each answer waits 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = GatewayServer(services, create_app(services, routes))

@@ -20,9 +20,9 @@ from gateway.keys import digest
 from gateway.services import Services
 from nodes import registry
 from nodes.protocol import JoinRequest
-from scheduler import jobs, leasing
-from scheduler.jobs import Report
-from scheduler.leasing import Claimed
+from scheduler import claiming, finishing
+from scheduler.claiming import Claimed
+from scheduler.finishing import Report
 from scheduler.wakeups import Topic
 from tests.gateway.conftest import client_of
 
@@ -121,7 +121,7 @@ async def join_node(
 async def claim(services: Services, node: NodeId, slots: int = 8) -> list[Claimed]:
     async with services.pool.acquire() as conn:
         pools = [row["pool"] for row in await conn.fetch("SELECT pool FROM pool_clocks")]
-        return await leasing.claim(
+        return await claiming.claim(
             conn, services.clocks, node, pools=pools, free_slots=slots, node_slots=slots, lease=LEASE
         )
 
@@ -138,7 +138,7 @@ async def finish(services: Services, node: NodeId, claimed: Claimed, **report: A
     """End an attempt as a node does: with success unless the report says something else."""
     ending = Report(claimed.token, **({"status": "succeeded", "exit_code": 0} | report))
     async with services.pool.acquire() as conn, conn.transaction():
-        status = await jobs.finish(conn, node, claimed.job_id, ending)
+        status = await finishing.finish(conn, node, claimed.job_id, ending)
     services.wakeups.hint(Topic.OUTCOME)
     return status
 

@@ -10,7 +10,8 @@ import pytest
 import structlog.testing
 
 from functions import expiring, ids
-from gateway.api.models import ArtifactView, JobView
+from gateway.api.models.files import ArtifactView
+from gateway.api.models.jobs import JobView
 from gateway.auth import add_key
 from gateway.services import Services
 from tests.gateway import work

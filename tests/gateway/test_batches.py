@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.api.models import BatchView, JobList
+from gateway.api.models.batches import BatchView
+from gateway.api.models.jobs import JobList
 from gateway.services import Services
 from scheduler import batches, delivery_log
 from tests.gateway.making import claim, finish, key_client, make_function, make_node, project_client

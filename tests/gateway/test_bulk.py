@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from gateway.api import bulk
-from gateway.api.models import BulkCancelled, BulkRetried, JobView
+from gateway.api.models.bulk import BulkCancelled, BulkRetried
+from gateway.api.models.jobs import JobView
 from gateway.services import Services
 from scheduler import redrive
 from tests.gateway.making import claim, finish, key_client, make_function, make_job, make_node, project_client

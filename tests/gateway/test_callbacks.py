@@ -10,7 +10,7 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
-from functions import endpoints, ids, signing, signing_keys
+from functions import endpoint_health, ids, signing, signing_keys
 from functions.ids import EndpointId, ProjectId
 from functions.sealing import Sealer
 from functions.signing import Signer
@@ -70,7 +70,7 @@ async def signer(services: Services, callback: str | None = None, secrets: tuple
     project, found = await default_project(services), ids.decode(ids.CALLBACK, callback or "")
     endpoint = None if found is None else EndpointId(found)
     async with services.pool.acquire() as conn:
-        there = await endpoints.for_sending(conn, project, [] if endpoint is None else [endpoint])
+        there = await endpoint_health.for_sending(conn, project, [] if endpoint is None else [endpoint])
         made = await signing_keys.signers(conn, services.sealer, project, there, {(endpoint, secrets)})
     answer = made[endpoint, secrets]
     if isinstance(answer, Exception):

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from gateway.api import functions
-from gateway.api.models import AppliedView, Change, ChangeList, FunctionList, FunctionView, JobView, VersionList
+from gateway.api.models.functions import AppliedView, Change, ChangeList, FunctionList, FunctionView, VersionList
+from gateway.api.models.jobs import JobView
 from gateway.api.specs import SpecView
 from gateway.services import Services
 from tests.gateway.making import claim, finish, make_function, make_job, make_node, manifest

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.api.models import EventList, JobList, JobView
+from gateway.api.models.jobs import EventList, JobList, JobView
 from gateway.services import Services
 from tests.gateway.making import claim, finish, make_function, make_job, make_node
 

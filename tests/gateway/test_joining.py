@@ -64,6 +64,12 @@ async def events(services: Services, node: NodeId, type: str) -> list[str]:
     return [row["detail"] for row in rows]
 
 
+async def follow_nodes(services: Services) -> None:
+    """As the scheduler does in each round."""
+    async with services.pool.acquire() as conn:
+        await servers.follow_nodes(conn, now=NOW)
+
+
 async def state(services: Services, node: NodeId) -> tuple[str, str]:
     """Of the node and of its server."""
     async with services.pool.acquire() as conn:
@@ -109,6 +115,8 @@ async def test_the_second_use_of_a_token_raises_an_alarm_and_costs_the_server(se
     assert (await join(services, token, credential)).status_code == 200
     second = await join(services, token, "x" * 64, source="198.51.100.9")
     assert (second.status_code, second.json()["code"]) == (409, "join_token_used")
+    assert await state(services, node) == ("gone", "booting")
+    await follow_nodes(services)
     assert await state(services, node) == ("gone", "deleting")
     assert await events(services, node, "join_alarm") == ["a second machine, at 198.51.100.9, has its join token"]
     assert await events(services, node, "deleting") == ["its join token was used twice"]
@@ -124,6 +132,7 @@ async def test_of_fifty_at_once_with_a_rented_nodes_token_one_joins_and_the_serv
     answers = await asyncio.gather(*(join(services, token, secrets.token_hex(32)) for _ in range(50)))
     statuses = [answer.status_code for answer in answers]
     assert (statuses.count(200), set(statuses)) == (1, {200, 401, 409})
+    await follow_nodes(services)
     assert await state(services, node) == ("gone", "deleting")
 
 

@@ -17,7 +17,7 @@ from gateway.services import Services
 from nodes import registry
 from nodes.agent.gateway_client import CredentialRevoked, GatewayClient, LeaseLost, Refused
 from nodes.protocol import LOG_CAP_BYTES, LOG_CHUNK_BYTES, AttemptReport, CollectedFile, HeldLease, JoinRequest
-from scheduler import jobs, queue
+from scheduler import cancelling, queue
 from scheduler.wakeups import Topic
 from tests.gateway import work
 from tests.gateway.conftest import client_of, listening
@@ -308,7 +308,7 @@ async def test_heartbeats_renew_and_say_what_became_of_each_lease(services: Serv
     leases = [mine[job] for job in (kept, cancelled)]
     async with services.pool.acquire() as conn, conn.transaction():
         await conn.execute("UPDATE leases SET expires_at = now()")
-        await jobs.cancel(conn, await work.project(services), [uuid_of(cancelled)])
+        await cancelling.cancel(conn, await work.project(services), [uuid_of(cancelled)])
     unknown = {"job_id": UNKNOWN, "token": TOKEN}
     stale = {**leases[0], "token": TOKEN}
     assert theirs["job_id"] == lost
@@ -489,7 +489,7 @@ async def test_a_cancelled_job_ends_cancelled_whatever_its_node_reports(services
         job = await work.submit(services, version)
         lease = await node.claim_one()
         async with services.pool.acquire() as conn, conn.transaction():
-            await jobs.cancel(conn, await work.project(services), [uuid_of(job)])
+            await cancelling.cancel(conn, await work.project(services), [uuid_of(job)])
         assert (await node.finish(lease, report)).json() == {"status": "cancelled"}
         assert await work.status(services, job) == ("cancelled", None)
 
@@ -521,7 +521,7 @@ async def test_a_node_that_leaves_hands_everything_back_and_is_known_no_more(
     kept, cancelled = await work.submit(services, version), await work.submit(services, version)
     assert len(await node.claim(free_slots=2)) == 2
     async with services.pool.acquire() as conn, conn.transaction():
-        await jobs.cancel(conn, await work.project(services), [uuid_of(cancelled)])
+        await cancelling.cancel(conn, await work.project(services), [uuid_of(cancelled)])
     assert (await node.post("leave")).json() == {}
     assert await work.status(services, kept) == ("queued", None)
     assert await work.status(services, cancelled) == ("cancelled", None)

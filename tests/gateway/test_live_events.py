@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from functions import endpoints, registry
+from functions import endpoint_health, endpoints, registry
 from functions.egress import EgressPolicy
 from functions.endpoints import NewEndpoint
 from functions.ids import EndpointId, ProjectId
@@ -102,7 +102,7 @@ async def test_nobody_is_told_who_did_not_ask_or_is_disabled(services: Services)
     await listen(services, LIVE, ("other",))
     disabled = await listen(services, LIVE)
     async with services.pool.acquire() as conn:
-        await endpoints.disable(conn, ProjectId(version.project_id), disabled, "by hand")
+        await endpoint_health.disable(conn, ProjectId(version.project_id), disabled, "by hand")
     job = await work.submit(services, version)
     async with work.joined(services) as node:
         lease = await node.claim_one()

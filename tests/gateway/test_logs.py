@@ -18,7 +18,7 @@ from gateway import log_stream
 from gateway.auth import add_key
 from gateway.cli.sse import Event, parse
 from gateway.services import Services
-from scheduler import jobs, logs, queue
+from scheduler import cancelling, logs, queue
 from scheduler.wakeups import Topic
 from tests.gateway import work
 from tests.gateway.conftest import BOOTSTRAP_KEY, Listening, client_of, listening
@@ -338,7 +338,7 @@ async def test_a_follower_of_a_cancelled_job_hears_of_the_end(
     job = await work.submit(services, await work.define(services))
     async with reading(server, job) as reader:
         async with services.pool.acquire() as conn, conn.transaction():
-            await jobs.cancel(conn, await work.project(services), [uuid_of(job)])
+            await cancelling.cancel(conn, await work.project(services), [uuid_of(job)])
         services.wakeups.hint(Topic.OUTCOME)
 
         async def ended() -> bool:

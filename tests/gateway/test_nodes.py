@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from functions import ids
-from gateway.api.models import JoinTokenView, NodeEventList, NodeList, NodeView
+from gateway.api.models.nodes import JoinTokenView, NodeEventList, NodeList, NodeView
 from gateway.services import Services
-from nodes import registry, servers
+from nodes import registry, rented, servers
 from nodes.protocol import JoinRequest
 from tests.gateway.making import claim, key_client, make_function, make_job, make_node
 from tests.nodes.renting import rent
@@ -123,5 +123,5 @@ async def test_a_purchase_that_failed_is_no_node(api: httpx.AsyncClient, service
     async with services.pool.acquire() as conn:
         account = await conn.fetchval("SELECT account_id FROM projects WHERE slug = 'default'")
         node, _ = await rent(conn, account)
-        await servers.end(conn, node, servers.State.FAILED, at=datetime.now(UTC), error="out of stock")
+        await servers.end(conn, node, rented.State.FAILED, at=datetime.now(UTC), error="out of stock")
     assert (await api.get("/v1/nodes")).json()["data"] == []

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from functions import versions
-from gateway.api.models import DryRun, JobView
+from gateway.api.models.invoking import DryRun
+from gateway.api.models.jobs import JobView
 from gateway.services import Services
 from tests.gateway.making import claim_one, finish, key_client, make_node, project_client
 

@@ -69,7 +69,7 @@ def test_an_operation_says_what_the_route_does(route: Route) -> None:
 def test_who_may_call_is_written_at_every_route(route: Route) -> None:
     open_to_all = {"/healthz", "/readyz", "/openapi.json", "/schemas/function.json", "/r/{token}", "/node/v1/join",
                    "/callback-keys/{project}", "/hooks/{project}/{function}/{webhook}"}  # fmt: skip
-    open_to_all |= {"/node/v1/agent", "/node/v1/agent/{sha256}", "/node/v1/trouble"}
+    open_to_all |= {"/metrics", "/node/v1/agent", "/node/v1/agent/{sha256}", "/node/v1/trouble"}
     assert (route.scope is None) == (route.path in open_to_all)
     if route.path.startswith("/node/v1/") and route.scope is not None:
         assert route.scope is Scope.NODE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from gateway.api.models import QuoteView
+from gateway.api.models.invoking import QuoteView
 from gateway.services import Services
 from scheduler import quotes
 from tests.gateway.making import claim, finish, make_function, make_job, make_node

@@ -8,7 +8,7 @@ import httpx
 
 from gateway.services import Services
 from scheduler import queue
-from scheduler.jobs import Sizing
+from scheduler.preparing import Sizing
 from tests.gateway.making import make_function, make_job, manifest
 from tests.gateway.work import Node, expire, joined, uuid_of
 

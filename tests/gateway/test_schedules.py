@@ -10,15 +10,19 @@ from typing import Any
 import httpx
 import pytest
 
+from functions import registry
 from functions.db import Pool
-from gateway.api.models import JobView, RunList, ScheduleList, ScheduleView
+from gateway.api.models.jobs import JobView
+from gateway.api.models.schedules import RunList, ScheduleList, ScheduleView
 from gateway.services import Services, open_services
 from gateway.settings import Settings
+from scheduler import jobs
 from tests.gateway.conftest import client_of, make_settings
 from tests.gateway.making import claim, finish, key_client, make_function, make_node
 from tests.gateway.test_scheduling import QUICK, eventually, scheduling
 from tests.receivers import raw_server, read_request
 from tests.s3 import S3Server
+from tests.scheduler.test_cron import blocked
 
 NIGHTLY = {"name": "nightly", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "params": {"video": "{{ schedule.time }}"}}
 
@@ -105,6 +109,45 @@ async def test_a_trigger_that_its_function_rejects_is_429_and_no_run(api: httpx.
     assert [answer.status_code for answer in answers] == [202, 429]
     assert answers[1].json()["code"] == "concurrency_rejected"
     assert len((await api.get(f"/v1/schedules/{made.id}/runs")).json()["data"]) == 1
+
+
+async def test_a_function_deleted_beside_a_trigger_leaves_no_job_of_it_in_the_queue(
+    services: Services, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_function(api)
+    made = await add(api)
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*given: Any) -> Any:
+        entered.set()
+        await go_on.wait()
+        return await submit(*given)
+
+    submit = jobs.submit
+    monkeypatch.setattr(jobs, "submit", slow)
+    async with asyncio.TaskGroup() as group:
+        triggering = group.create_task(api.post(f"/v1/schedules/{made.id}/trigger"))
+        await entered.wait()
+        deleting = group.create_task(api.delete("/v1/functions/thumbnail"))
+        await blocked(services.pool)
+        go_on.set()
+    assert (triggering.result().status_code, deleting.result().status_code) == (202, 204)
+    job = triggering.result().json()["id"]
+    assert (await api.get(f"/v1/jobs/{job}")).json()["status"] == "cancelled"
+
+
+async def test_a_trigger_that_a_delete_of_its_function_outruns_makes_no_job(
+    services: Services, api: httpx.AsyncClient
+) -> None:
+    await make_function(api)
+    made = await add(api)
+    async with services.pool.acquire() as conn, asyncio.TaskGroup() as group:
+        async with conn.transaction():
+            await registry.delete(conn, await conn.fetchval("SELECT project_id FROM schedules"), "thumbnail")
+            triggering = group.create_task(api.post(f"/v1/schedules/{made.id}/trigger"))
+            await blocked(services.pool)
+    assert (triggering.result().status_code, triggering.result().json()["code"]) == (404, "schedule_not_found")
+    assert (await api.get("/v1/jobs")).json()["data"] == []
 
 
 async def test_runs_come_in_pages(api: httpx.AsyncClient) -> None:

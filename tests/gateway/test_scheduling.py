@@ -23,8 +23,9 @@ from functions.sealing import Sealer
 from gateway.database import migrate, open_pool
 from gateway.scheduling import schedule
 from gateway.settings import Settings
-from scheduler import gates, jobs
-from scheduler.jobs import Report
+from scheduler import cancelling, finishing, gates
+from scheduler.finishing import Report
+from scheduler.round_records import Tally, read_rounds, read_tallies
 from tests.gateway.conftest import make_settings
 from tests.postgres import start_postgres
 from tests.receivers import raw_server, read_request
@@ -107,7 +108,7 @@ async def test_due_jobs_become_ready_lost_ones_come_back_and_callbacks_go_out(qu
         async with pool.acquire() as conn:
             finished = await make_job(conn, world.version)
             claimed = await claim_one(conn, world.node, world.account)
-            await jobs.finish(conn, world.node, finished, Report(claimed.token, "succeeded"))
+            await finishing.finish(conn, world.node, finished, Report(claimed.token, "succeeded"))
             lost = await make_job(conn, world.version)
             await expire(conn, await claim_one(conn, world.node, world.account))
             due = await make_job(conn, world.version, delay=A_MINUTE)
@@ -133,7 +134,7 @@ async def test_jobs_that_came_in_beside_the_delete_of_their_function_are_cancell
         delayed = await make_job(conn, world.version, delay=A_MINUTE)
         # Committed by requests that had found the function: the delete that took place meanwhile did not see them.
         await conn.execute("UPDATE functions SET deleted_at = now()")
-        assert await jobs.cancel_after_delete(pool, limit=1) == 1
+        assert await cancelling.cancel_after_delete(pool, limit=1) == 1
 
         async def done() -> bool:
             return await stands_in(conn, ready) == await stands_in(conn, delayed) == ["cancelled"]
@@ -158,6 +159,35 @@ async def test_an_unjoined_node_is_gone_when_its_token_has_run_out(quick: Settin
 
         async with scheduling(quick):
             await eventually(gone)
+
+
+async def test_a_scheduler_tells_of_all_of_its_rounds(
+    quick: Settings, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.scheduling.TELL_S", 0.05)
+
+    async def told() -> bool:
+        async with pool.acquire() as conn:
+            done = {each.name: each for each in await read_rounds(conn)}
+        went_well = {name for name, each in done.items() if each.succeeded_at is not None and not each.failures}
+        return went_well > {"promote", "reap", "deliver", "tell of rounds", "settle hours", "sweep artifacts"}
+
+    async with scheduling(quick):
+        await eventually(told)
+
+
+async def test_what_a_scheduler_counted_last_is_told_before_it_ends(quick: Settings, pool: Pool) -> None:
+    world = await make_world(pool)
+    async with pool.acquire() as conn:
+        lost = await make_job(conn, world.version)
+        await expire(conn, await claim_one(conn, world.node, world.account))
+
+        async def back() -> bool:
+            return await stands_in(conn, lost) == ["ready"]
+
+        async with scheduling(quick):
+            await eventually(back)
+        assert (await read_tallies(conn))[Tally.LEASES_LOST] == 1
 
 
 async def test_an_old_schema_is_refused_in_one_line(quick: Settings, pool: Pool) -> None:

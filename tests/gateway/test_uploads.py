@@ -13,7 +13,7 @@ import pytest
 
 from functions import artifacts, ids, uploads
 from functions.uploads import MIB, MOST_PARTS, Announced, Upload
-from gateway.api.models import ArtifactView, UploadView
+from gateway.api.models.files import ArtifactView, UploadView
 from gateway.services import Services
 from tests.gateway.conftest import client_of
 from tests.gateway.making import key_client, make_function, manifest, project_client

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from functions.ids import ProjectId
 from gateway.services import Services
+from gateway.usage_rounds import usage_rounds
 from nodes import budgets, ledger, usage
 from nodes.offers import HOUR
 from tests.gateway.making import claim, finish, key_client, make_function, make_job, make_node, project_client
@@ -111,6 +114,8 @@ async def test_a_project_whose_budget_is_used_up_gets_402_but_its_repeats_their_
     job, project = await spent(services, api)
     kept = {"Idempotency-Key": "k"}
     first = await make_job(api, headers=kept)
+    wish = {"function": "thumbnail", "name": "own", "cron": "@hourly", "params": {"video": "v"}}
+    schedule = (await api.post("/v1/schedules", json=wish)).json()["id"]
     answer = await api.put("/v1/budget", json={"monthly": "0.01"})
     assert answer.json()["left"] == "0.000400"
     refused = [
@@ -120,8 +125,9 @@ async def test_a_project_whose_budget_is_used_up_gets_402_but_its_repeats_their_
         await api.post(f"/v1/jobs/{job['id']}/retry"),
         await api.post("/v1/jobs/retry", json={"status": "succeeded"}),
         await api.post("/f/default/thumbnail?video=v"),
+        await api.post(f"/v1/schedules/{schedule}/trigger"),
     ]
-    assert [(each.status_code, each.json()["code"]) for each in refused] == [(402, "budget_exceeded")] * 6
+    assert [(each.status_code, each.json()["code"]) for each in refused] == [(402, "budget_exceeded")] * 7
     assert (await make_job(api, headers=kept))["id"] == first["id"]
     async with services.pool.acquire() as conn:
         assert await conn.fetchval("SELECT count(*) FROM jobs") == 2
@@ -133,8 +139,49 @@ async def test_a_project_whose_budget_is_used_up_gets_402_but_its_repeats_their_
     await make_job(api)
 
 
+async def test_a_project_is_warned_once_a_month_when_most_of_its_budget_is_used(
+    api: httpx.AsyncClient, services: Services
+) -> None:
+    await spent(services, api)  # 0.0096 EUR
+    (warn,) = [each.once for each in usage_rounds(services.pool) if each.name == "warn of budgets"]
+
+    async def warned() -> list[dict[str, Any]]:
+        with capture_logs() as said:
+            await warn()
+        return [each for each in said if each["event"] == "budget nearly used up"]
+
+    for monthly, percent, warning in (("0.0121", 79, False), ("0.012", 80, True)):
+        assert await warned() == []
+        shown = (await api.put("/v1/budget", json={"monthly": monthly})).json()
+        assert (shown["used_percent"], shown["warning"]) == (percent, warning)
+        assert (await used(api))["budget"] == shown
+    (said,) = await warned()
+    assert (said["project"], said["used_eur"], said["monthly_eur"]) == ("default", "0.009600", "0.012000")
+    assert await warned() == []
+    async with services.pool.acquire() as conn:
+        await conn.execute("UPDATE budgets SET warned_in = warned_in - interval '1 month'")
+    assert len(await warned()) == 1
+    # One that is changed may be near its end anew.
+    await api.put("/v1/budget", json={"monthly": "0.0119"})
+    assert len(await warned()) == 1
+
+
+async def test_two_schedulers_at_once_warn_of_a_budget_once(api: httpx.AsyncClient, services: Services) -> None:
+    await spent(services, api)
+    await api.put("/v1/budget", json={"monthly": "0.012"})
+    now, waits = datetime.now(UTC), "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1"
+    async with services.pool.acquire() as one, services.pool.acquire() as other, asyncio.timeout(10):
+        async with one.transaction():
+            assert len(await budgets.warn_once(one, now)) == 1
+            late = asyncio.create_task(budgets.warn_once(other, now))
+            while not await one.fetchval(waits, other.get_server_pid()):
+                await asyncio.sleep(0.01)
+        assert await late == []
+
+
 async def test_a_budget_is_shown_and_set_by_an_admin_only(api: httpx.AsyncClient, services: Services) -> None:
     none = {"currency": "EUR", "monthly": None, "spent": "0.000000", "reserved": "0.000000", "left": None}
+    none |= {"used_percent": None, "warning": False}
     assert (await api.get("/v1/budget")).json() == {"project": "default", **none}
     assert (await api.put("/v1/budget", json={"monthly": "25"})).json()["left"] == "25.000000"
     async with key_client(services, "write") as writer:

@@ -21,8 +21,9 @@ from functions.manifest import parse_manifest
 from functions.versions import Version
 from gateway.services import Services
 from nodes import registry as nodes
-from scheduler import jobs
-from scheduler.jobs import Invocation, Submitted
+from scheduler import jobs, preparing
+from scheduler.jobs import Submitted
+from scheduler.preparing import Invocation
 from scheduler.reaper import Sight, reap_once
 from tests.gateway.conftest import client_of
 
@@ -58,7 +59,7 @@ async def define(
 async def submit(services: Services, version: Version, params: Mapping[str, Any] = {}, **how: Any) -> str:
     """A job of the version, committed; its id."""
     invocation = Invocation(params=params, trigger={"kind": "manual"}, **how)
-    new = jobs.prepare(version.project_id, version, invocation, services.sizing)
+    new = preparing.prepare(version.project_id, version, invocation, services.sizing)
     async with services.pool.acquire() as conn:
         (answer,) = await jobs.submit(conn, [new])
     assert isinstance(answer, Submitted)

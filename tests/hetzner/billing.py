@@ -18,6 +18,8 @@ class Line:
     name: str
     since: datetime
     prices: list[tuple[datetime, Price]]
+    server: int | None
+    """Whose it is; None for an address that belongs to nobody."""
     until: datetime | None = None
 
     def price_at(self, at: datetime) -> Price:
@@ -28,6 +30,10 @@ class Line:
         lived = (self.until or now) - self.since
         full = lived // timedelta(hours=1)
         return max(1, full + (lived > full * timedelta(hours=1)))
+
+    def paid_until(self, now: datetime) -> datetime:
+        """The end of the last hour that has begun; it is paid for also if the thing is gone before."""
+        return self.since + timedelta(hours=self.hours(now))
 
     def cost(self, now: datetime) -> Decimal:
         """By calendar month, in which it never costs more than the monthly price."""
@@ -44,8 +50,10 @@ class Line:
 class Bill:
     lines: list[Line] = field(default_factory=list)
 
-    def open(self, kind: str, resource: int, name: str, at: datetime, price: Price) -> None:
-        self.lines.append(Line(kind, resource, name, at, [(at, price)]))
+    def open(
+        self, kind: str, resource: int, name: str, at: datetime, price: Price, *, server: int | None = None
+    ) -> None:
+        self.lines.append(Line(kind, resource, name, at, [(at, price)], resource if kind == "server" else server))
 
     def close(self, kind: str, resource: int, at: datetime) -> None:
         for line in self.lines:

@@ -155,6 +155,7 @@ class Cloud:
         created = self._settled.replace(microsecond=0)  # as it is told, and billed from
         server = Server(next(self._ids), name, kind, location, image, labels, user_data, created, fate)
         server.firewalls, server.deletes_refused = firewalls, fate.locked_deletes
+        server.deletes_forgotten = fate.forgotten_deletes
         self.servers[server.id] = server
         self.bill.open("server", server.id, name, created, sale.price)
         server.ipv4 = self._address(server, "ipv4") if ipv4 else None
@@ -199,6 +200,9 @@ class Cloud:
             raise Fault(423, "locked", "cannot perform operation because server is locked")
         if server.protected:
             raise Fault(423, "protected", "server is delete protected")
+        if server.deletes_forgotten > 0:
+            server.deletes_forgotten -= 1
+            return self.instant("delete_server", server.id)
         for action in self.running(server):
             self._finish(action, ("action_failed", "server was deleted"))
         server.status = "deleting"
@@ -339,7 +343,7 @@ class Cloud:
         address = Address(number, f"primary_ip-{number}", ip, type, server.location, server.created, server.id)
         self.addresses[number] = address
         if type == "ipv4":
-            self.bill.open("ipv4", number, server.name, server.created, self.ipv4_price)
+            self.bill.open("ipv4", number, server.name, server.created, self.ipv4_price, server=server.id)
         return address
 
     def lone_address(self, name: str, location: str = "fsn1") -> Address:

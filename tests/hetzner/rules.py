@@ -91,6 +91,13 @@ class Stale:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """The true answer, with something in its document changed."""
+
+    change: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
 class Fate:
     """What becomes of a server that a call creates. Times count from its creation, virtual."""
 
@@ -106,11 +113,13 @@ class Fate:
     user_data: Callable[[str], str] | None = None
     """What the machine gets to read in place of what was sent."""
     locked_deletes: int = 0
+    forgotten_deletes: int = 0
+    """So many deletions are agreed to and not done."""
     lingers_for: timedelta | None = None
     """How long it is still listed after its deletion."""
 
 
-Effect = Answer | Drop | Hang | Slow | Hold | Omit | Stale | Fate
+Effect = Answer | Drop | Hang | Slow | Hold | Omit | Stale | Edit | Fate
 
 
 @dataclass

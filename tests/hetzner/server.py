@@ -24,7 +24,7 @@ from tests.hetzner.api import Api, Reply, Token
 from tests.hetzner.clock import START, VirtualClock
 from tests.hetzner.cloud import Cloud
 from tests.hetzner.limiter import Bucket
-from tests.hetzner.rules import Answer, Call, Drop, Effect, Hang, Hold, Rule, Rules, Slow
+from tests.hetzner.rules import Answer, Call, Drop, Edit, Effect, Hang, Hold, Rule, Rules, Slow
 from tests.hetzner.things import Fault, Machines, Server
 
 REASONS = {200: "OK", 201: "Created", 204: "No Content"}
@@ -235,6 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
         status, document, link = 0, None, None
         if instead is None or instead.commit:
             status, document, link = emulator.carry_out(call, effects)
+        for effect in effects:
+            if isinstance(effect, Edit):
+                effect.change(document)
         emulator.on_call(call, "after")
         for hold in holds:
             if hold.commit:

@@ -110,6 +110,7 @@ class Server:
     """A machine runs for it."""
     password_mailed: bool = False
     deletes_refused: int = 0
+    deletes_forgotten: int = 0
 
     @property
     def machine(self) -> Machine:

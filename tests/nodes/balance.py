@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from decimal import Decimal
 
 from functions.db import Pool
@@ -23,18 +24,21 @@ HAVING min(server_hours.server + server_hours.ipv4) <> coalesce(sum(receipts.ser
 """
 
 
-async def check_books(cloud: Emulator, pool: Pool) -> Decimal:
-    """Settle what can be, and assert that receipts, ledger and bill are one sum; what the bill comes to."""
+async def check_books(cloud: Emulator, pool: Pool, *, strangers: Set[int] = frozenset()) -> Decimal:
+    """Settle what can be, and assert that receipts, ledger and bill are one sum; what the bill comes to.
+
+    ``strangers`` are servers that are not the fleet's.
+    """
+    now = cloud.now + cloud.clock.date_shift  # as the cloud itself says
     async with pool.acquire() as conn:
         while True:
             async with conn.transaction():
-                ahead = await conn.fetchval("SELECT $1::timestamptz - now()", cloud.now)
-                if not await ledger.settle(conn, cloud.now, ahead=ahead, limit=10):
+                ahead = await conn.fetchval("SELECT $1::timestamptz - now()", now)
+                if not await ledger.settle(conn, now, ahead=ahead, limit=10):
                     break
-        known = {row["name"] for row in await conn.fetch("SELECT name FROM servers")}
-        lines = [line for line in cloud.cloud.bill.lines if line.name in known]  # others are strangers' servers
+        lines = [line for line in cloud.cloud.bill.lines if line.server not in {None, *strangers}]
         bill = sum((line.cost(cloud.now) for line in lines), Decimal(0))
-        assert await conn.fetchval(LEDGER, cloud.now) == bill
+        assert await conn.fetchval(LEDGER, now) == bill
         settled = await conn.fetchval(SETTLED)
         assert await conn.fetchval(RECEIPTS) == await conn.fetchval(USAGE) == settled
         assert await conn.fetch(UNEVEN) == []

@@ -16,6 +16,7 @@ async def clouded(pool: Pool) -> AsyncIterator[Clouded]:
     with Emulator(machines=machines) as cloud:
         made = await make_clouded(cloud, pool, machines)
         yield made
-        if made.kept_books:
-            await check_books(cloud, pool)
+        await made.watch.check()
+        await made.watch.check_words()
+        await check_books(cloud, pool, strangers=made.watch.strangers)
         made.close()

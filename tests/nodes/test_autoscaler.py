@@ -9,20 +9,16 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import pytest
-
 from functions import ids
 from functions.db import Connection
 from functions.ids import NodeId, ProjectId
-from nodes import fleet, servers
+from nodes import servers
+from nodes.ledger import Ledger
 from nodes.outlook import Left
 from nodes.policy.state import Caps, Rules
-from nodes.provider import NODE_LABEL, OWNER_LABEL, Order
-from nodes.servers import State
-from scheduler.views import read_jobs
-from tests.hetzner import rules
+from nodes.rented import State
 from tests.hetzner.rules import CREATE, DELETE, LIST, Answer, Drop, Fate, Omit
-from tests.nodes.fleets import A_MINUTE, AN_HOUR, OWNER, Clouded, wish_of
+from tests.nodes.fleets import A_MINUTE, AN_HOUR, OWNER, Clouded, fall_silent, order, problem, waiting, wish_of
 from tests.scheduler.factories import claim
 
 
@@ -149,44 +145,11 @@ async def test_the_accounts_limit_is_learned_and_stops_purchases_for_a_while(clo
     assert "limit" in ((await problem(clouded)) or "")
     await clouded.work()
     await clouded.round()
-    assert (await waiting(clouded, jobs[2]))["wait_reason"] in ("account limit", "node limit")
+    assert (await waiting(clouded, jobs[2]))["wait_reason"] == "account limit"
     clouded.cloud.cloud.server_cap = 5
     await clouded.pass_time(AN_HOUR, step=10 * A_MINUTE)
     assert len(clouded.existing) == 2
     assert await problem(clouded) is None
-
-
-async def test_a_server_that_never_joins_is_replaced_and_its_type_left_alone_for_a_while(clouded: Clouded) -> None:
-    clouded.cloud.inject(Fate(machine_never=True), **CREATE)
-    await clouded.submit()
-    await clouded.round()
-    first = clouded.existing
-    await clouded.pass_time(8 * A_MINUTE)
-    (row,) = await clouded.live()
-    assert row.state is State.READY
-    assert (row.name not in first, row.offer.location) == (True, "nbg1")
-    assert clouded.paid == (2, 2)
-    assert clouded.existing == [row.name]
-
-
-async def test_while_no_server_becomes_a_node_money_is_spent_more_and_more_slowly(clouded: Clouded) -> None:
-    clouded.cloud.inject(Fate(machine_never=True), times=None, **CREATE)
-    await clouded.submit()
-    await clouded.pass_time(6 * AN_HOUR, step=A_MINUTE)
-    bought, _ = clouded.paid
-    assert 8 <= bought <= 16
-    assert "did not become nodes" in ((await problem(clouded)) or "")
-    clouded.cloud.rules.clear()
-    await clouded.pass_time(40 * A_MINUTE, step=A_MINUTE)
-    assert [row.state for row in await clouded.live()] == [State.READY]
-    assert await problem(clouded) is None
-
-
-async def test_one_purchase_of_which_some_fail_is_no_reason_to_buy_less(clouded: Clouded) -> None:
-    clouded.cloud.inject(Fate(machine_never=True), times=3, **CREATE)
-    await clouded.submit(10)
-    await clouded.pass_time(12 * A_MINUTE)
-    assert sum(row.offer.slots for row in await clouded.live() if row.state is State.READY) >= 10
 
 
 async def test_an_hour_that_is_paid_for_counts_against_the_hourly_limit_to_its_end(clouded: Clouded) -> None:
@@ -238,11 +201,10 @@ async def test_a_list_that_lacks_a_server_changes_nothing_nor_do_many_while_its_
 async def test_a_server_without_a_row_is_deleted_and_a_strangers_is_not(clouded: Clouded) -> None:
     await clouded.round()
     ours, other = ids.new_uuid7().hex, ids.new_uuid7().hex
-    await order(clouded, f"rgrid-{OWNER}-{ours}", ours)
-    clouded.cloud.cloud.servers[next(iter(clouded.cloud.cloud.servers))].labels[OWNER_LABEL] = "somebody"
-    await order(clouded, f"rgrid-{OWNER}-{other}", other)
+    order(clouded, f"rgrid-{OWNER}-{ours}", ours)
+    clouded.watch.strangers.add(order(clouded, f"rgrid-{OWNER}-{other}", other, owner="somebody"))
     await clouded.pass_time(5 * A_MINUTE)
-    assert clouded.existing == [f"rgrid-{OWNER}-{ours}"]
+    assert clouded.existing == [f"rgrid-{OWNER}-{other}"]
     assert await clouded.states() == ["gone"]
 
 
@@ -261,21 +223,20 @@ async def test_a_server_with_our_label_and_the_name_of_another_is_left_to_the_op
     await clouded.pass_time(2 * A_MINUTE)
     (row,), (server,) = await clouded.live(), clouded.cloud.cloud.servers.values()
     server.name = "mine"
-    await order(clouded, row.name, ids.new_uuid7().hex)
+    clouded.watch.strangers.add(order(clouded, row.name, ids.new_uuid7().hex))
     await clouded.pass_time(4 * A_MINUTE)
     assert await clouded.states() == ["ready"]
     assert row.name in ((await problem(clouded)) or "")
-    clouded.kept_books = False  # the bill has two of that name
 
 
 async def test_many_servers_without_rows_are_left_to_the_operator(clouded: Clouded) -> None:
     await clouded.round()
-    for _ in range(3):
-        node = ids.new_uuid7().hex
-        await order(clouded, f"rgrid-{OWNER}-{node}", node)
+    nodes = [ids.new_uuid7().hex for _ in range(3)]
+    clouded.watch.strangers |= {order(clouded, f"rgrid-{OWNER}-{node}", node) for node in nodes}
     await clouded.pass_time(5 * A_MINUTE)
     assert len(clouded.existing) == 3
     assert "RGRID_DELETE_UNKNOWN" in ((await problem(clouded)) or "")
+    clouded.watch.strangers.clear()
     clouded.wish = replace(clouded.wish, delete_unknown=True)
     clouded.autoscaler = clouded.new_autoscaler()
     await clouded.pass_time(2 * A_MINUTE)
@@ -426,49 +387,18 @@ async def test_while_the_cloud_is_away_nodes_stay_and_afterwards_all_goes_on(clo
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_in_a_storm_of_faults_every_server_is_known_and_all_go_in_the_end(clouded: Clouded, seed: int) -> None:
-    cap = 3
-    clouded.wish = wish_of(nodes=cap)
-    clouded.autoscaler = clouded.new_autoscaler()
-    await clouded.round()
-    clouded.cloud.rules = rules.Rules(seed)
-    storm = [
-        clouded.cloud.inject(effect, times=None, chance=0.2, **calls)
-        for effect, calls in (
-            (Drop(), CREATE), (Drop(commit=False), CREATE), (Answer(503, "unavailable", commit=True), CREATE),
-            (Fate(start_error="action_failed"), CREATE), (Fate(machine_never=True), CREATE),
-            (Answer(423, "locked"), DELETE), (Drop(), DELETE), (Fate(lingers_for=A_MINUTE), DELETE),
-            (Drop(commit=False), LIST),
-        )
-    ]  # fmt: skip
-    await clouded.submit(8)
-    for minute in range(30):
-        await clouded.pass_time(A_MINUTE, step=A_MINUTE / 2)
-        await clouded.work()
-        if minute % 10 == 9:
-            await clouded.finish()
-        assert {*clouded.existing} <= {row.name for row in await clouded.live()}, await clouded.history()
-        assert len(clouded.existing) <= cap, await clouded.history()
-    for rule in storm:
-        clouded.cloud.rules.remove(rule)
-    await clouded.finish()
-    async with clouded.pool.acquire() as conn:
-        await conn.execute("DELETE FROM ready_jobs")
-    await clouded.pass_time(2 * AN_HOUR, step=1.5 * A_MINUTE)
-    assert (clouded.existing, await clouded.live()) == ([], []), await clouded.history()
-
-
-class Recorded:
-    """Books that only listen."""
+class Recorded(Ledger):
+    """Books that say what they were told."""
 
     def __init__(self, left: Left | None = None) -> None:
-        self._left = left or Left()
+        super().__init__()
+        self._left = left
         self.shares: list[Sequence[tuple[ProjectId, Decimal]]] = []
         self.until: list[datetime] = []
 
     async def left(self, conn: Connection, now: datetime) -> Left:
-        return self._left
+        really = await super().left(conn, now)
+        return really if self._left is None else self._left
 
     async def reserved(
         self, conn: Connection, node: NodeId, *, until: datetime, shares: Any, price: Decimal
@@ -477,32 +407,7 @@ class Recorded:
         assert conn.is_in_transaction()
         self.shares.append(shares)
         self.until.append(until)
-
-
-async def order(clouded: Clouded, name: str, node: str) -> None:
-    """Somebody buys a server past the autoscaler."""
-    offer = (await clouded.provider.catalogue()).find("cx23", "fsn1")
-    assert offer is not None
-    labels = {OWNER_LABEL: OWNER, NODE_LABEL: node}
-    await clouded.provider.create(Order(name, offer, "docker-ce", "{}", labels))
-    clouded.machines.started.clear()
-
-
-async def waiting(clouded: Clouded, job: ids.JobId) -> Any:
-    async with clouded.pool.acquire() as conn:
-        (record,) = await read_jobs(conn, clouded.world.project, [job])
-        return record.row
-
-
-async def problem(clouded: Clouded) -> str | None:
-    async with clouded.pool.acquire() as conn:
-        return (await fleet.get(conn)).problem
-
-
-async def fall_silent(clouded: Clouded, *nodes: NodeId, for_s: float = 180) -> None:
-    since = "UPDATE nodes SET last_seen_at = now() - $2 * interval '1 second' WHERE id = ANY ($1)"
-    async with clouded.pool.acquire() as conn:
-        await conn.execute(since, nodes, for_s)
+        await super().reserved(conn, node, until=until, shares=shares, price=price)
 
 
 async def blocked(clouded: Clouded) -> None:

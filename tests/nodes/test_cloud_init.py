@@ -186,3 +186,71 @@ def test_no_copy_of_the_token_is_left_and_cloud_init_does_not_come_again(gateway
     assert left == {"boot.py", "etc/cloud/x", "etc/cloud/cloud-init.disabled", "etc/rgrid/node.env", "var/lib/cloud/keep"}
     env = tmp_path / "etc/rgrid/node.env"
     assert (env.read_text(), env.stat().st_mode & 0o777) == ("RGRID_X=1\n", 0o600)
+
+
+# boot.sh, with programs that write down what they were asked for
+
+
+def booted(gateway: Any, root: Path, *, patience_s: int = 20, **fails: str) -> list[str]:
+    """What boot.sh called, in order. ``fails`` is what programs do instead of their work, a shell script each."""
+    for folder in ("bin", "opt/rgrid", "etc/rgrid", "etc/docker", "var/log", "run"):
+        (root / folder).mkdir(parents=True)
+    (root / "etc/docker/daemon.json").touch()
+    os.utime(root / "etc/docker/daemon.json", (1, 1))
+    (root / "run/docker.pid").touch()
+    target = f"cp{sys.version_info[0]}{sys.version_info[1]}-{os.uname().machine}"
+    settings = {
+        "RGRID_GATEWAY_URL": f"http://127.0.0.1:{gateway.port}",
+        "RGRID_AGENT_HASHES": f"{target}:{hashlib.sha256(b'agent').hexdigest()}",
+        "RGRID_JOIN_TOKEN": TOKEN,
+    }
+    (root / "etc/rgrid/node.env").write_text(env_file(settings))
+    for name in ("ip", "systemctl", "sysctl", "swapoff", "journalctl"):
+        work = fails.get(name, "true")
+        script = f'#!/bin/sh\necho "{name} $*" >>{root}/called\n{work}\n'
+        (root / "bin" / name).write_text(script)
+        (root / "bin" / name).chmod(0o755)
+    (root / "bin/python3").symlink_to(sys.executable)
+    for name in ("boot.sh", "boot.py"):
+        text = (TEMPLATES / name).read_text().replace("time.sleep(", "time.sleep(0 * ")
+        text = text.replace("WITHIN_S = 240", f"WITHIN_S = {patience_s}")
+        text = re.sub(r"(?<![\w.])/(?=(?:opt|etc|var|run)/)", f"{root}/", text)
+        (root / "opt/rgrid" / name).write_text(text)
+    env = {"PATH": f"{root}/bin:/usr/bin:/bin"}
+    subprocess.run(["sh", root / "opt/rgrid/boot.sh"], env=env, capture_output=True, check=False, timeout=30)
+    return (root / "called").read_text().splitlines()
+
+
+def test_a_machine_closes_the_metadata_service_before_it_fetches_the_agent_and_starts_it(
+    gateway: Any, tmp_path: Path
+) -> None:
+    gateway.answers[:] = [(503, b"the gateway restarts"), (200, b"agent")]
+    called = booted(gateway, tmp_path)
+    assert called[0] == "ip -4 route replace blackhole 169.254.169.254/32"
+    assert called[-1] == "systemctl enable --now --quiet rgrid-node.service"
+    assert not [line for line in called if "restart docker" in line], "Docker had read its settings"
+    assert [path.split("/")[3] for path, _ in gateway.asked] == ["agent", "agent"], "and no word of trouble"
+    assert (tmp_path / "opt/rgrid/agent.pyz").read_bytes() == b"agent"
+
+
+@pytest.mark.parametrize(
+    ("fails", "answers", "words"),
+    [
+        ({"ip": "echo no route for you; exit 2"}, [], "no route for you"),
+        ({"swapoff": "echo swap stays; exit 1"}, [], "swap stays"),
+        ({}, [(200, b"another agent")], "what came has another hash\nthe agent cannot be had"),
+        (
+            {"systemctl": 'case "$*" in *rgrid-node*) exit 1;; esac', "journalctl": "echo the unit broke"},
+            [(200, b"agent")],
+            "the unit broke",
+        ),
+    ],
+)
+def test_whatever_goes_wrong_at_boot_the_gateway_hears_the_end_of_the_log(
+    gateway: Any, tmp_path: Path, fails: dict[str, str], answers: list[tuple[int, bytes]], words: str
+) -> None:
+    gateway.answers[:] = [*answers, (503, b""), (200, b"{}")]
+    booted(gateway, tmp_path, patience_s=0, **fails)
+    path, body = gateway.asked[-1]
+    assert path == "/node/v1/trouble"
+    assert json.loads(body)["message"].rstrip().endswith(words)

@@ -25,10 +25,11 @@ class Mortal(Clouded):
     doomed: int | None = None
     deaths = 0
 
-    def watch(self) -> None:
+    def await_death(self) -> None:
         loop = asyncio.get_running_loop()
 
         def seen(call: Call, phase: str) -> None:
+            self.watch(call, phase)
             if call.index == self.doomed and phase == "after":
                 loop.call_soon_threadsafe(self._kill)
                 self.dead.wait(10)  # nobody is there any more to hear the answer
@@ -79,7 +80,7 @@ async def lived_through(pool: Pool, before: Callable[[Mortal], None]) -> Mortal:
     with Emulator(machines=machines) as cloud:
         made = await make_clouded(cloud, pool, machines, kind=Mortal, nodes=CAP)
         assert isinstance(made, Mortal)
-        made.watch()
+        made.await_death()
         before(made)
         try:
             await made.live_through()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,17 +13,17 @@ import pytest
 
 from functions.db import Connection, Pool
 from functions.ids import JobId, NodeId
-from nodes import budgets, ledger, servers
+from nodes import budgets, ledger, rented, servers
 from nodes.ledger import Ledger
 from nodes.offers import HOUR, Offer
 from nodes.receipts import NOBODY
-from nodes.servers import State
-from scheduler import jobs, leasing
-from scheduler.jobs import Report
+from nodes.rented import State
+from scheduler import finishing, lease_ends
+from scheduler.finishing import Report
 from scheduler.views import read_jobs
 from tests.nodes.fleets import A_MINUTE, Clouded
 from tests.nodes.renting import rent
-from tests.scheduler.factories import claim, make_job, make_project, make_version
+from tests.scheduler.factories import SEALER, claim, make_job, make_project, make_version
 
 IPV4 = {"ipv4_hourly": Decimal("0.0008"), "ipv4_monthly": Decimal("0.50")}
 OFFER = Offer("cx23", "fsn1", 2, 4 * 1024**3, Decimal("0.0096"), Decimal("5.99"), **IPV4)
@@ -43,7 +44,7 @@ class Rig:
         began = timedelta(seconds=for_s + ago_s)
         await self.conn.execute("UPDATE leases SET leased_at = now() - $2::interval WHERE job_id = $1", job, began)
         if ends:
-            await jobs.finish(self.conn, self.node, job, Report(held.token, "succeeded", 0))
+            await finishing.finish(self.conn, self.node, job, Report(held.token, "succeeded", 0))
             over = timedelta(seconds=ago_s)
             await self.conn.execute("UPDATE outcomes SET finished_at = now() - $2::interval WHERE job_id = $1", job, over)
         return job
@@ -73,7 +74,7 @@ async def rig(conn: Connection) -> Rig:
     project, account = await make_project(conn)
     version = await make_version(conn, project)
     node, _ = await rent(conn, account, age=50 * A_MINUTE, offer=OFFER)
-    row = await servers.get(conn, node)
+    row = await rented.get(conn, node)
     assert row is not None and row.created_at is not None
     return Rig(conn, node, row.created_at, project, account, version)
 
@@ -125,7 +126,7 @@ async def test_an_attempt_that_was_not_the_last_counts_with_its_own_node(rig: Ri
     job = await rig.run(600, ends=False)
     await rig.conn.execute("UPDATE leases SET expires_at = now() - interval '1 second'")
     row = await rig.conn.fetchrow("SELECT token FROM leases WHERE job_id = $1", job)
-    await leasing.requeue(rig.conn, [(job, row["token"], {"code": "node_lost", "message": "", "attempt": 1})])
+    await lease_ends.requeue(rig.conn, [(job, row["token"], {"code": "node_lost", "message": "", "attempt": 1})])
     await rig.settle(65 * A_MINUTE)
     assert await rig.cost(job) == (Decimal("0.0096"), False)
 
@@ -182,9 +183,23 @@ async def test_a_budget_counts_what_is_settled_and_is_used_up_when_it_pays_for_n
     assert await budgets.exhausted(rig.conn, rig.created) == frozenset()
 
 
+@pytest.mark.parametrize("bought", [True, False])
+async def test_that_others_bought_a_dear_node_or_tried_to_shuts_no_project_out(rig: Rig, bought: bool) -> None:
+    await budgets.put(rig.conn, rig.project, Decimal("0.012"))
+    dear = replace(OFFER, type="cpx22", hourly=Decimal("0.0320"))
+    if bought:
+        await rent(rig.conn, rig.account, offer=dear, cloud_id=2)
+    else:
+        await rig.conn.execute("UPDATE servers SET reason = 'unknown', hourly = 0")  # what is not ours says nothing
+        await servers.plan(
+            rig.conn, SEALER, dear, owner="test", provider="hetzner", account=None, payer=None, reason="spare",
+            now=datetime.now(UTC),
+        )  # fmt: skip
+    assert await budgets.exhausted(rig.conn, datetime.now(UTC)) == frozenset()
+
+
 async def test_above_the_months_limit_nothing_is_bought(clouded: Clouded) -> None:
     clouded.autoscaler = clouded.new_autoscaler(books=Ledger(Decimal("0.02")))
-    clouded.kept_books = True
     await clouded.submit()
     await clouded.pass_time(2 * A_MINUTE)
     await clouded.work()

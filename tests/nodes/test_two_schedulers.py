@@ -14,7 +14,9 @@ from functions.db import Pool
 from nodes import fleet
 from nodes.autoscaler import Autoscaler
 from nodes.fleet import Replaced
+from nodes.ledger import Ledger
 from tests.hetzner.server import Emulator
+from tests.nodes.balance import check_books
 from tests.nodes.fleets import A_MINUTE, FORGET, SEALER, Clouded, Machines, make_clouded, user_data
 
 BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -29,9 +31,10 @@ class Gate:
         self.passed, self._at, self._then = 0, at, then
 
     async def step(self) -> None:
-        if self.passed == self._at:
+        # Counted first: purchases are made side by side, and what happens meanwhile must happen once.
+        step, self.passed = self.passed, self.passed + 1
+        if step == self._at:
             await self._then()
-        self.passed += 1
 
 
 class Gated:
@@ -60,7 +63,10 @@ class Gated:
 def with_gate(clouded: Clouded, gate: Gate) -> Autoscaler:
     pool = cast("Pool", Gated(clouded.pool, gate, ()))
     provider = cast("Any", Gated(clouded.provider, gate, ASKED))
-    return Autoscaler(pool, provider, clouded.wish, SEALER, user_data=user_data, lease=A_MINUTE * 0)
+    return Autoscaler(
+        pool, provider, clouded.wish, SEALER, user_data=user_data, lease=A_MINUTE * 0, books=Ledger(),
+        clocks=clouded.clocks,
+    )
 
 
 async def meet(pool: Pool, at: int) -> int:
@@ -87,6 +93,7 @@ async def meet(pool: Pool, at: int) -> int:
             await clouded.pass_time(2 * A_MINUTE)
             assert clouded.paid == (2, 2), (at, await clouded.history())
             assert await clouded.states() == ["ready", "ready"], (at, await clouded.history())
+            await check_books(cloud, pool)
         finally:
             clouded.close()
             await pool.execute(FORGET)

@@ -20,9 +20,9 @@ from functions.manifest import parse_manifest
 from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
 from functions.versions import Version
-from scheduler import jobs, leasing
-from scheduler.jobs import Invocation, Sizing
-from scheduler.leasing import Claimed, VirtualClocks
+from scheduler import claiming, jobs, preparing
+from scheduler.claiming import Claimed, VirtualClocks
+from scheduler.preparing import Invocation, Sizing
 from scheduler.queue import NewJob
 
 SIZING = Sizing(slot_memory=2 * 1024**3, max_slots=32)
@@ -92,7 +92,7 @@ async def make_version(
 
 def new_job(version: Version, **invocation: Any) -> NewJob:
     invocation = {"params": {}, "trigger": {"kind": "manual"}} | invocation
-    return jobs.prepare(version.project_id, version, Invocation(**invocation), SIZING)
+    return preparing.prepare(version.project_id, version, Invocation(**invocation), SIZING)
 
 
 async def make_job(conn: Connection, version: Version, **invocation: Any) -> JobId:
@@ -110,7 +110,7 @@ async def make_node(conn: Connection, *, slots: int = 2, state: str = "ready") -
 async def claim(
     conn: Connection, node: NodeId, *pools: int, free: int = 1, slots: int | None = None, **more: Any
 ) -> list[Claimed]:
-    return await leasing.claim(
+    return await claiming.claim(
         conn, VirtualClocks(0), node, pools=pools, free_slots=free, node_slots=slots or free, lease=LEASE, **more
     )
 

@@ -15,9 +15,9 @@ from functions.db import Pool
 from functions.errors import NotFound
 from functions.ids import BatchId
 from gateway.database import open_pool
-from scheduler import batches, jobs
+from scheduler import batches, cancelling, finishing, jobs
 from scheduler.batches import NewBatch, complete_once
-from scheduler.jobs import Report
+from scheduler.finishing import Report
 from tests.scheduler.factories import SECRET, World, claim, make_project, make_world, new_job
 from tests.scheduler.test_sending import deliver, receiving, sender
 
@@ -47,7 +47,7 @@ async def test_of_last_jobs_that_end_together_one_is_the_last_and_it_is_told_onc
     async def finish(claimed: object) -> int:
         assert isinstance(claimed, type(held[0]))
         async with pool.acquire(timeout=60) as conn, conn.transaction():
-            await jobs.finish(conn, world.node, claimed.job_id, Report(claimed.token, "succeeded", 0))
+            await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, "succeeded", 0))
         return await look(pool)
 
     told = sum(await asyncio.gather(*(finish(each) for each in held))) + await look(pool)
@@ -65,7 +65,7 @@ async def test_a_look_that_dies_before_its_commit_is_repeated(pool: Pool) -> Non
     async with pool.acquire() as conn:
         (job,) = [row["id"] for row in await conn.fetch("SELECT id FROM jobs WHERE batch_id = $1", batch)]
         async with conn.transaction():
-            await jobs.cancel(conn, world.project, [job])
+            await cancelling.cancel(conn, world.project, [job])
         transaction = conn.transaction()
         await transaction.start()
         assert (await complete_once(conn, batches.FIRST, limit=50))[0] == 1
@@ -96,7 +96,7 @@ async def test_the_end_of_a_batch_is_sent_signed_with_its_counts(pool: Pool) -> 
         async with pool.acquire() as conn:
             found = [row["id"] for row in await conn.fetch("SELECT id FROM jobs")]
             async with conn.transaction():
-                await jobs.cancel(conn, world.project, found)
+                await cancelling.cancel(conn, world.project, found)
         assert await look(pool) == 1
         await deliver(sender(pool))
         ((_, headers, body),) = receiver.requests

@@ -17,8 +17,10 @@ from scheduler.breaker import (
     Breaker,
     Share,
     is_trouble,
+    part_of,
 )
 from scheduler.deliveries import Exchanged
+from scheduler.sending import IN_ALL
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,16 @@ def test_a_project_whose_every_message_fails_is_slowed_down_until_one_does_not()
     assert share.free(PROJECT_REST_S) == PER_PROJECT_IN_VAIN - 4
     share.saw(False, PROJECT_REST_S)
     assert share.free(PROJECT_REST_S) == PER_PROJECT - 4
+
+
+@pytest.mark.parametrize("projects", [1, 2, 3, 24, 100])
+def test_there_is_room_for_the_next_project_however_many_take_all_that_they_get(projects: int) -> None:
+    in_flight = [0] * projects
+    # Whoever came first has more, and gives it back as its messages end.
+    for _ in range(500):
+        for each in range(projects):
+            in_flight[each] -= in_flight[each] > 0
+            in_flight[each] += min(part_of(IN_ALL - sum(in_flight), in_flight[each]), PER_PROJECT - in_flight[each])
+    assert part_of(IN_ALL - sum(in_flight), 0) > 0
+    assert max(in_flight) - min(in_flight) <= 2
+    assert sum(in_flight) >= min(projects * PER_PROJECT, IN_ALL // 2)

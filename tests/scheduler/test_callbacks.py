@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.endpoints import Listener
 from functions.grammar import Callback
 from functions.ids import EndpointId, FunctionId
+from functions.listening import Listener
 from scheduler.callbacks import BODY_BYTES, body_of, endpoints_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

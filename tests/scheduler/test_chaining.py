@@ -16,10 +16,10 @@ from functions.errors import Invalid, NotFound, Unavailable
 from functions.ids import JobId
 from functions.s3 import S3Store
 from functions.versions import Version
-from scheduler import chaining, chains, jobs
+from scheduler import cancelling, chaining, chains, finishing, jobs
 from scheduler.chaining import Chained, chain_once
+from scheduler.finishing import Report
 from scheduler.history import job_events
-from scheduler.jobs import Report
 from scheduler.reaper import Sight, reap_once
 from scheduler.spill import loaded, spilled
 from scheduler.views import read_jobs
@@ -75,7 +75,7 @@ async def end(
     made = await artifacts.reserve(conn, world.project, claimed.job_id, claimed.attempt, files)
     report = {"exit_code": 0 if status == "succeeded" else 1, "artifacts": tuple(each.id for each in made)} | report
     async with conn.transaction():
-        await jobs.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, **report))
+        await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, **report))
     return claimed.job_id
 
 
@@ -151,7 +151,7 @@ async def test_jobs_that_end_without_a_report_cause_jobs_too(pool: Pool) -> None
     async with pool.acquire() as conn:
         queued = await make_job(conn, world.version)
         async with conn.transaction():
-            await jobs.cancel(conn, world.project, [queued])
+            await cancelling.cancel(conn, world.project, [queued])
         lost = await make_job(conn, world.version)
         claimed = await claim_one(conn, world.node, world.account)
         await expire(conn, claimed)
@@ -170,7 +170,7 @@ async def test_an_outcome_that_is_taken_back_causes_nothing(pool: Pool) -> None:
         claimed = await claim_one(conn, world.node, world.account)
         transaction = conn.transaction()
         await transaction.start()
-        await jobs.finish(conn, world.node, claimed.job_id, Report(claimed.token, "succeeded", exit_code=0))
+        await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, "succeeded", exit_code=0))
         await transaction.rollback()
         assert await chain(world) == Chained(0, 0)
 

@@ -14,16 +14,16 @@ from uuid import uuid4
 
 import pytest
 
-from functions import ids, registry, schedules
+from functions import due_schedules, ids, registry, schedules
 from functions.db import Connection, Pool
 from functions.errors import Invalid, Unavailable
 from functions.ids import ScheduleId
 from functions.manifest import parse_manifest
 from functions.schedule_spec import ScheduleSpec
-from scheduler import cron, jobs, leasing, schedule_runs
+from scheduler import cancelling, claiming, cron, finishing, schedule_runs
+from scheduler.claiming import VirtualClocks
 from scheduler.cron import Fired, fire_once
 from scheduler.due_times import spread
-from scheduler.leasing import VirtualClocks
 from scheduler.queue import NewJob
 from scheduler.views import rfc3339
 from tests.scheduler.factories import (
@@ -133,7 +133,7 @@ async def test_a_crash_before_the_commit_loses_nothing_and_doubles_nothing(
             raise ConnectionError("the process is gone")
 
         with monkeypatch.context() as patch:
-            patch.setattr(schedule_runs if where == "record" else schedules, where, die)
+            patch.setattr(schedule_runs if where == "record" else due_schedules, where, die)
             with pytest.raises(ConnectionError):
                 await fire(pool)
         assert await conn.fetch(JOBS) == [] and await runs_of(conn, world, schedule) == []
@@ -155,7 +155,7 @@ async def test_skip_makes_no_job_beside_one_that_has_not_ended(pool: Pool) -> No
         at = await pass_hours(conn, schedule)
         assert await fire(pool) == Fired(schedules=1, skipped=1)
         assert (await runs_of(conn, world, schedule))[-1] == ("skipped", at)
-        await jobs.finish(conn, world.node, job.job_id, jobs.Report(job.token, "succeeded"))
+        await finishing.finish(conn, world.node, job.job_id, finishing.Report(job.token, "succeeded"))
         await move_runs_back(conn)
         await pass_hours(conn, schedule)
         assert await fire(pool) == Fired(schedules=1, submitted=1)
@@ -401,10 +401,10 @@ async def test_a_delete_waits_for_the_round_that_has_the_schedule_and_finds_its_
         schedule = await add(conn, world)
         await pass_hours(conn, schedule)
         async with conn.transaction():
-            assert [each.id for each in await schedules.due(conn, limit=10)] == [schedule]
+            assert [each.id for each in await due_schedules.due(conn, limit=10)] == [schedule]
             deleting = asyncio.create_task(schedules.delete(other, world.project, schedule))
             await blocked(pool)
-            await schedules.move(conn, [(schedule, None)])
+            await due_schedules.move(conn, [(schedule, None)])
         await deleting
 
 
@@ -561,7 +561,7 @@ async def test_a_job_that_waits_for_long_is_not_forgotten_and_not_overlapped(poo
         assert await schedule_runs.forget(conn, age=timedelta(days=30), limit=10) == 0
         await pass_hours(conn, schedule)
         assert (await fire(pool)).skipped == 1
-        await jobs.cancel(conn, world.project, [row["id"] for row in await conn.fetch(JOBS)])
+        await cancelling.cancel(conn, world.project, [row["id"] for row in await conn.fetch(JOBS)])
         assert await schedule_runs.forget(conn, age=timedelta(0), limit=10) == 2
 
 
@@ -584,7 +584,7 @@ async def test_a_node_runs_what_a_schedule_asks_for(pool: Pool) -> None:
         schedule = await add(conn, world, params={"day": "{{ schedule.time }}"})
         await pass_hours(conn, schedule)
         await fire(pool)
-        (claimed,) = await leasing.claim(
+        (claimed,) = await claiming.claim(
             conn, VirtualClocks(), world.node, pools=[world.account], free_slots=1, node_slots=1, lease=LEASE
         )
         assert json.loads(claimed.trigger)["kind"] == "schedule"

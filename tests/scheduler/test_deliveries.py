@@ -12,11 +12,12 @@ from functions import ids
 from functions.db import Connection, Pool
 from functions.errors import NotFound
 from functions.ids import JobId, MessageId, ProjectId
-from scheduler import deliveries, delivery_log
+from scheduler import deliveries, delivery_log, redelivering
 from scheduler.attempts import next_state, retry_after
 from scheduler.callbacks import body_of, endpoints_of, event_of
 from scheduler.deliveries import Exchanged, Waiting
 from scheduler.delivery_log import Filters
+from scheduler.new_deliveries import DISABLED
 from tests.scheduler.factories import make_project
 
 HOURS = 3600.0
@@ -187,12 +188,12 @@ async def test_an_attempt_that_was_under_way_when_its_delivery_was_given_up_is_r
     for status, state, ends in ((200, "delivered", "delivered"), (500, "pending", "exhausted")):
         message = await add(conn, project, "https://a")
         (claimed,) = await deliveries.claim(conn, [(project, "https://a", 1)], lease=LEASE)
-        await deliveries.give_up(conn, claimed, deliveries.DISABLED)
+        await deliveries.give_up(conn, claimed, DISABLED)
         assert await deliveries.record(conn, claimed, Exchanged(5, status=status), state, timedelta(seconds=5))
         assert not await deliveries.record(conn, claimed, Exchanged(5, status=status), state, timedelta(seconds=5))
         shown = await delivery_log.read(conn, project, message)
         assert (shown.state, [each.status for each in shown.attempts]) == (ends, [status])
-        assert shown.ended_reason == (None if ends == "delivered" else deliveries.DISABLED)
+        assert shown.ended_reason == (None if ends == "delivered" else DISABLED)
 
 
 async def test_a_claim_takes_the_oldest_of_each_endpoint_and_no_more_than_asked(conn: Connection) -> None:
@@ -239,14 +240,14 @@ async def test_a_delivery_is_sent_again_on_demand_with_the_whole_schedule_before
         assert (claimed.id, claimed.tries) == (message, 0)
         await deliveries.record(conn, claimed, Exchanged(5, status=status), state, timedelta(0))
         assert await deliveries.claim(conn, [(project, "https://a", 1)], lease=LEASE) == []
-        await deliveries.redeliver(conn, project, message)
+        await redelivering.redeliver(conn, project, message)
     (shown,) = await delivery_log.list_deliveries(conn, project, limit=10)
     assert [(each.attempt, each.status) for each in shown.attempts] == [(1, 410), (2, 200)]
     assert shown.state == "pending"
     other, _ = await make_project(conn)
     for stranger in ((other, message), (project, MessageId(uuid4()))):
         with pytest.raises(NotFound):
-            await deliveries.redeliver(conn, *stranger)
+            await redelivering.redeliver(conn, *stranger)
 
 
 async def test_the_list_is_newest_first_filtered_and_the_projects_own(conn: Connection) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from functions import endpoints, ids, signing, signing_keys
+from functions import endpoint_health, endpoints, ids, signing, signing_keys
 from functions.db import Connection, Pool
 from functions.endpoints import EndpointRow, NewEndpoint
 from functions.grammar import CALLBACK_DISABLED, PROGRESS, STARTED
 from functions.ids import EndpointId, ProjectId
-from scheduler import deliveries, delivery_log, disabling
+from scheduler import deliveries, delivery_log, disabling, redelivering
 from scheduler.callbacks import Endpoint
-from scheduler.deliveries import TEST
+from scheduler.deliveries import TEST, Claimed, Exchanged
 from scheduler.delivery_log import Delivery
+from scheduler.new_deliveries import DISABLED
 from tests.receivers import raw_server, read_request
 from tests.scheduler.factories import SEALER, World, make_job, make_world
 from tests.scheduler.test_sending import OK, answer, deliver, finished, receiving, sender
@@ -65,6 +66,13 @@ async def pass_time(world: World, failing_for: timedelta | None = None) -> None:
             )
 
 
+async def pass_silence(conn: Connection, silent: timedelta) -> None:
+    await conn.execute(
+        "UPDATE callback_endpoints SET failing_since = failing_since - $1::interval, failed_at = failed_at - $1::interval",
+        silent,
+    )
+
+
 async def test_410_disables_the_endpoint_ends_what_waits_and_tells_the_others(pool: Pool) -> None:
     async with receiving(answer(410)) as gone, receiving() as well:
         world, endpoint = await world_with(pool, gone.url, jobs=6)
@@ -82,7 +90,7 @@ async def test_410_disables_the_endpoint_ends_what_waits_and_tells_the_others(po
         outcomes = [each for each in log if each.endpoint_id == endpoint]
         assert [each.state for each in outcomes] == ["exhausted"] * 6
         assert sum(len(each.attempts) for each in outcomes) == len(gone.requests), "each attempt is in the log"
-        assert {each.ended_reason for each in outcomes if not each.attempts} == {deliveries.DISABLED}
+        assert {each.ended_reason for each in outcomes if not each.attempts} == {DISABLED}
 
         (notice,) = [json.loads(body) for _, _, body in well.requests]
         assert notice["type"] == CALLBACK_DISABLED
@@ -94,10 +102,10 @@ async def test_410_disables_the_endpoint_ends_what_waits_and_tells_the_others(po
         # What comes while it is disabled is written down, and sent once somebody asks for it.
         async with pool.acquire() as conn:
             await finished(conn, world)
-            await endpoints.enable(conn, world.project, endpoint)
+            await endpoint_health.enable(conn, world.project, endpoint)
             gone.answers[:] = [OK]
             since = log[0].occurred_at
-            assert await deliveries.recover(conn, world.project, endpoint, since, None, limit=100) == 7
+            assert await redelivering.recover(conn, world.project, endpoint, since, None, limit=100) == 7
         for _ in range(2):
             await deliver(postman)
         assert {each.state for each in await log_of(world)} == {"delivered"}
@@ -208,6 +216,42 @@ async def test_one_message_that_is_taken_begins_the_five_days_anew(pool: Pool) -
         assert row.failing_since is not None and row.disabled_at is None
 
 
+async def test_two_failures_with_weeks_of_silence_between_them_are_no_five_days_of_failures(pool: Pool) -> None:
+    refuses = answer(400, "webhook-delivery: abort-message")
+    async with receiving(refuses, answer(503), answer(503)) as receiver:
+        world, endpoint = await world_with(pool, receiver.url)
+        postman = sender(pool)
+        await deliver(postman)
+        async with pool.acquire() as conn:
+            await pass_silence(conn, timedelta(days=20))
+            await finished(conn, world)
+        for _ in range(2):
+            await deliver(postman)
+            row = await row_of(world, endpoint)
+            assert row.failing_since is not None and row.disabled_at is None
+            assert datetime.now(UTC) - row.failing_since < timedelta(hours=1)
+            await pass_time(world)
+        # From then on they count: it is tried again and again, and takes nothing.
+        await pass_time(world, FIVE_DAYS)
+        await deliver(postman)
+        assert (await row_of(world, endpoint)).disabled_reason == disabling.FAILS
+
+
+async def test_days_of_silence_are_not_counted_when_it_fails_for_some_hours_after_them(pool: Pool) -> None:
+    refuses = answer(400, "webhook-delivery: abort-message")
+    async with receiving(refuses, answer(503), answer(503)) as receiver:
+        world, endpoint = await world_with(pool, receiver.url)
+        postman = sender(pool)
+        await deliver(postman)
+        for silent in (timedelta(days=4), timedelta(hours=25)):
+            async with pool.acquire() as conn:
+                await pass_silence(conn, silent)
+                await finished(conn, world)
+            await deliver(postman)
+    row = await row_of(world, endpoint)
+    assert row.failing_since is not None and row.disabled_at is None
+
+
 @pytest.mark.parametrize("kind", [PROGRESS, TEST])
 async def test_what_passes_says_nothing_of_an_endpoint_when_it_fails(pool: Pool, kind: str) -> None:
     async with receiving(answer(500)) as receiver:
@@ -304,3 +348,32 @@ async def test_two_answers_of_410_at_once_tell_it_once_and_lock_each_other_out_n
             await deliver(postman)
     assert len(well.requests) == 1
     assert sorted(len(each.attempts) for each in await log_of(world)) == [1] * 5
+
+
+async def test_two_answers_of_410_to_events_of_one_job_do_not_wait_for_each_other(pool: Pool) -> None:
+    world = await make_world(pool)
+    async with pool.acquire() as conn:
+        job = await make_job(conn, world.version)
+        told = [Endpoint("http://127.0.0.1:1/hook", "http://127.0.0.1:1")]
+        for kind in (STARTED, "job.failed"):
+            await deliveries.add(conn, world.project, job, kind, told)
+        wanted = [(world.project, told[0].key, 2)]
+        one, two = await deliveries.claim(conn, wanted, lease=timedelta(seconds=30))
+    no_more = Exchanged(1, status=410)
+
+    async def end(conn: Connection, claimed: Claimed) -> None:
+        async with conn.transaction():
+            assert await disabling.note(conn, claimed, no_more)
+            await deliveries.record(conn, claimed, no_more, "exhausted", timedelta(0))
+            await disabling.end_others(conn, claimed)
+
+    async with pool.acquire() as conn, pool.acquire() as beside, pool.acquire() as watching:
+        async with conn.transaction():
+            assert await disabling.note(conn, one, no_more)
+            await deliveries.record(conn, one, no_more, "exhausted", timedelta(0))
+            ending = asyncio.create_task(end(beside, two))
+            while not await watching.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+            await disabling.end_others(conn, one)
+        await ending
+    assert [(each.state, len(each.attempts)) for each in await log_of(world)] == [("exhausted", 1)] * 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from functions.db import Pool
-from scheduler import head_starts, leasing, queue
-from scheduler.leasing import VirtualClocks
+from scheduler import claiming, head_starts, queue
+from scheduler.claiming import VirtualClocks
 from tests.scheduler.factories import LEASE, make_node, make_project, make_version, new_job
 
 
@@ -18,7 +18,7 @@ async def test_a_newcomer_is_served_by_the_next_claim_however_long_the_others_qu
         node, clocks = await make_node(conn, slots=2), VirtualClocks(0)
 
         async def serve() -> list[int]:
-            claimed = await leasing.claim(conn, clocks, node, pools=[account], free_slots=2, node_slots=2, lease=LEASE)
+            claimed = await claiming.claim(conn, clocks, node, pools=[account], free_slots=2, node_slots=2, lease=LEASE)
             return [each.project_id for each in claimed]
 
         for _ in range(100):
@@ -40,7 +40,7 @@ async def test_at_most_one_job_of_each_other_project_goes_before_a_newcomers_fir
             await queue.enqueue(conn, [new_job(version) for _ in range(400 * (turn + 1))])
 
         async def serve() -> int:
-            (claimed,) = await leasing.claim(
+            (claimed,) = await claiming.claim(
                 conn, clocks, node, pools=[account], free_slots=1, node_slots=1, lease=LEASE
             )
             return claimed.project_id
@@ -77,7 +77,7 @@ async def test_a_head_start_overtakes_only_what_its_project_queued_since(pool: P
             await queue.enqueue(conn, [job])
         served = []
         for _ in range(43):
-            (claimed,) = await leasing.claim(
+            (claimed,) = await claiming.claim(
                 conn, clocks, node, pools=[account], free_slots=1, node_slots=1, lease=LEASE
             )
             served.append(claimed.job_id)
@@ -97,7 +97,7 @@ async def test_who_comes_back_after_a_pause_has_no_credit_from_it(pool: Pool) ->
         node, clocks = await make_node(conn, slots=1), VirtualClocks(0)
 
         async def serve() -> int:
-            (claimed,) = await leasing.claim(
+            (claimed,) = await claiming.claim(
                 conn, clocks, node, pools=[account], free_slots=1, node_slots=1, lease=LEASE
             )
             return claimed.project_id

@@ -15,10 +15,11 @@ from functions.db import Connection, Pool
 from functions.errors import LimitReached
 from functions.ids import JobId
 from gateway.database import open_pool
-from scheduler import gates, jobs, leasing, pauses, queue
+from scheduler import cancelling, finishing, gates, jobs, leasing, pauses, queue
+from scheduler.claiming import Claimed
+from scheduler.finishing import Report
 from scheduler.gates import GateId
-from scheduler.jobs import Report, Submitted
-from scheduler.leasing import Claimed
+from scheduler.jobs import Submitted
 from scheduler.relimiting import relimit_once
 from scheduler.views import read_jobs
 from tests.scheduler.factories import (
@@ -51,7 +52,7 @@ async def end(conn: Connection, world: World, claimed: Claimed, status: str = "s
     freed: set[GateId] = set()
     code = None if status == "succeeded" else "exit_nonzero"
     async with conn.transaction():
-        await jobs.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, code=code), freed=freed)
+        await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, code=code), freed=freed)
     await gates.advance(conn, freed)
 
 
@@ -142,7 +143,7 @@ async def test_a_job_that_is_cancelled_gives_its_place_back(pool: Pool) -> None:
         let_in, waiting, next_one = await enter(conn, world, "a", "a", "b")
         freed: set[GateId] = set()
         async with conn.transaction():
-            await jobs.cancel(conn, world.project, [let_in, waiting], freed)
+            await cancelling.cancel(conn, world.project, [let_in, waiting], freed)
         await gates.advance(conn, freed)
         assert await stands_in(conn, next_one) == ["ready"], "what never started is no start of the rate"
         assert await slots(conn) == 3
@@ -155,7 +156,7 @@ async def test_a_job_whose_node_was_lost_passes_its_gates_again_before_the_other
         (claimed,) = await take(conn, world)
         freed: set[GateId] = set()
         async with conn.transaction():
-            await jobs.release(conn, world.node, [(lost, claimed.token)], "drained", freed)
+            await finishing.release(conn, world.node, [(lost, claimed.token)], "drained", freed)
         await gates.advance(conn, freed)
         (again,) = await take(conn, world)
         assert (again.job_id, again.attempt) == (lost, 2)
@@ -285,7 +286,7 @@ async def test_a_gate_that_is_forgotten_while_a_job_of_it_is_submitted_is_made_a
     world = await limited(pool, concurrency={"perKey": 1, "key": KEY})
     async with pool.acquire() as conn, pool.acquire() as other:
         (job,) = await enter(conn, world, "a")
-        await jobs.cancel(conn, world.project, [job])
+        await cancelling.cancel(conn, world.project, [job])
         await conn.execute("UPDATE gates SET used_at = now() - interval '3 days'")
         forgotten = 0
 
@@ -313,13 +314,13 @@ async def test_who_replaces_waits_for_a_cancel_of_its_project_before_it_holds_an
         (old,) = await enter(one, world, "a")
         pid = await one.fetchval("SELECT pg_backend_pid()")
         async with two.transaction():
-            await jobs.cancel(two, world.project, [new_job(world.version).id])
+            await cancelling.cancel(two, world.project, [new_job(world.version).id])
             entering = asyncio.ensure_future(enter(one, world, "a", "b"))
             while not await watch.fetchval("SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted", pid):
                 await asyncio.sleep(0.001)
             async with watch.transaction():
                 assert await watch.fetch("SELECT id FROM gates FOR UPDATE NOWAIT")
-            await jobs.cancel(two, world.project, [old])
+            await cancelling.cancel(two, world.project, [old])
         assert len(await entering) == 2
         assert await stands_in(watch, old) == ["cancelled"]
 
@@ -332,10 +333,10 @@ async def test_jobs_that_came_while_their_function_was_deleted_do_not_wait_at_it
         await registry.delete(conn, world.project, "fn")
         await end(conn, world, running[0])
         assert await stands_in(conn, waiting[0]) == ["waiting"], "nobody is let in"
-        assert await jobs.cancel_after_delete(pool, limit=10) == 3
+        assert await cancelling.cancel_after_delete(pool, limit=10) == 3
         await jobs.submit(conn, [new_job(world.version)])
         await conn.execute("UPDATE functions SET deleted_at = now() - interval '1 day'")
-        assert await jobs.cancel_after_delete(pool, limit=10) == 1, "however late"
+        assert await cancelling.cancel_after_delete(pool, limit=10) == 1, "however late"
         assert await conn.fetchval("SELECT count(*) FROM outcomes WHERE status = 'cancelled'") == 4
         assert await slots(conn) == 0
 
@@ -389,7 +390,7 @@ async def test_eight_workers_at_once_never_deadlock_or_let_in_too_many(database:
             while len(made) < 120:
                 freed: set[GateId] = set()
                 async with conn.transaction():
-                    await jobs.cancel(conn, world.project, made[-3:], freed)
+                    await cancelling.cancel(conn, world.project, made[-3:], freed)
                 await gates.advance(conn, freed)
                 await asyncio.sleep(0.05)
 
@@ -410,9 +411,9 @@ async def test_eight_workers_at_once_never_deadlock_or_let_in_too_many(database:
                     freed: set[GateId] = set()
                     async with conn.transaction():
                         if (worker + number) % 3 == 0:
-                            await jobs.release(conn, node, [(each.job_id, each.token)], "", freed)
+                            await finishing.release(conn, node, [(each.job_id, each.token)], "", freed)
                         else:
-                            await jobs.finish(conn, node, each.job_id, Report(each.token, "succeeded"), freed=freed)
+                            await finishing.finish(conn, node, each.job_id, Report(each.token, "succeeded"), freed=freed)
                     await gates.advance(conn, freed)
                 if not taken:
                     await asyncio.sleep(0.005)
@@ -471,7 +472,7 @@ async def test_whatever_comes_together_no_place_leaks_no_limit_is_passed_and_eve
                 freed: set[GateId] = set()
                 async with conn.transaction():
                     for _ in range(2):
-                        await jobs.cancel(conn, project, chance.sample(made, min(len(made), 6)), freed)
+                        await cancelling.cancel(conn, project, chance.sample(made, min(len(made), 6)), freed)
                 await gates.advance(conn, freed)
 
     async def disturb() -> None:
@@ -512,9 +513,9 @@ async def test_whatever_comes_together_no_place_leaks_no_limit_is_passed_and_eve
                         if status:
                             code = "exit_nonzero" if status == "failed" else None
                             report = Report(each.token, status, code=code)
-                            await jobs.finish(conn, node, each.job_id, report, freed=freed)
+                            await finishing.finish(conn, node, each.job_id, report, freed=freed)
                         else:
-                            await jobs.release(conn, node, [(each.job_id, each.token)], "", freed)
+                            await finishing.release(conn, node, [(each.job_id, each.token)], "", freed)
                     await gates.advance(conn, freed)
 
     async with asyncio.timeout(90), asyncio.TaskGroup() as group:

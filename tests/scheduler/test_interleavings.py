@@ -8,15 +8,17 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from itertools import permutations, product
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
 from functions.db import Connection, Pool
 from functions.errors import LeaseLost
+from functions.ids import JobId, NodeId
 from gateway.database import open_pool
-from scheduler import jobs, leasing, queue
-from scheduler.jobs import Report
-from scheduler.leasing import Claimed
+from scheduler import cancelling, finishing, leasing, queue
+from scheduler.claiming import Claimed
+from scheduler.finishing import Report
 from scheduler.reaper import Sight, reap_once
 from tests.scheduler.factories import (
     LEASE,
@@ -30,6 +32,7 @@ from tests.scheduler.factories import (
 )
 
 SEEN_FOR_LONG = Sight(0)
+RUNS_OUT = "UPDATE leases SET expires_at = clock_timestamp() + $1::interval * random()"
 PENDING = """
 SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted
 """
@@ -53,20 +56,20 @@ class Situation:
         self.world, self.claimed, self.job = world, claimed, claimed.job_id
 
     async def succeed(self, conn: Connection) -> None:
-        await jobs.finish(conn, self.world.node, self.job, Report(self.claimed.token, "succeeded", 0))
+        await finishing.finish(conn, self.world.node, self.job, Report(self.claimed.token, "succeeded", 0))
 
     async def fail(self, conn: Connection) -> None:
         report = Report(self.claimed.token, "failed", 1, "exit_nonzero", "it broke")
-        await jobs.finish(conn, self.world.node, self.job, report)
+        await finishing.finish(conn, self.world.node, self.job, report)
 
     async def reap(self, conn: Connection) -> None:
         await reap_once(cast("Pool", OnlyOne(conn)), SEEN_FOR_LONG)
 
     async def cancel(self, conn: Connection) -> None:
-        await jobs.cancel(conn, self.world.project, [self.job])
+        await cancelling.cancel(conn, self.world.project, [self.job])
 
     async def release(self, conn: Connection) -> None:
-        await jobs.release(conn, self.world.node, [(self.job, self.claimed.token)], "drained")
+        await finishing.release(conn, self.world.node, [(self.job, self.claimed.token)], "drained")
 
     async def beat(self, conn: Connection) -> None:
         await leasing.heartbeat(conn, self.world.node, [(self.job, self.claimed.token, None, {})], lease=LEASE)
@@ -106,7 +109,7 @@ async def settle(conn: Connection, made: Situation) -> str:
             row = await conn.fetchrow("SELECT token, cancel_requested FROM leases WHERE job_id = $1", made.job)
             status = "cancelled" if row["cancel_requested"] else "succeeded"
             async with conn.transaction():
-                await jobs.finish(conn, world.node, made.job, Report(row["token"], status))
+                await finishing.finish(conn, world.node, made.job, Report(row["token"], status))
         else:
             break
     await check(conn, made, place)
@@ -203,6 +206,47 @@ async def test_two_nodes_never_lease_the_same_job(world: World) -> None:
     assert ([lease.job_id for lease in mine], theirs) == ([job], [])
 
 
+async def test_of_a_thousand_leases_that_run_out_while_they_are_renewed_each_has_one_owner(
+    world: World, database: str
+) -> None:
+    """SECURITY N10: ten times a hundred, some of which the node asks about while the reaper takes some."""
+    renewed = taken = 0
+    hot = await open_pool(database, hot_path=True)
+    async with world.pool.acquire() as conn:
+        for _ in range(100):
+            await make_job(conn, world.version)
+    for step in range(10):
+        async with world.pool.acquire() as conn:
+            node = await make_node(conn, slots=100)
+            held = {each.job_id: each.token for each in await claim(conn, node, world.account, free=100)}
+            assert len(held) == 100
+            await conn.execute(RUNS_OUT, timedelta(milliseconds=step - 5))
+
+        async def beat(node: NodeId = node, held: dict[JobId, UUID] = held) -> set[JobId]:
+            kept: set[JobId] = set()
+            asked = [(job, token, None, {}) for job, token in held.items()]
+            async with hot.acquire() as conn:
+                for at in range(0, 100, 5):
+                    kept |= set(await leasing.heartbeat(conn, node, asked[at : at + 5], lease=LEASE))
+            return kept
+
+        async def reap() -> None:
+            for _ in range(20):
+                await reap_once(world.pool, SEEN_FOR_LONG, limit=3, max_losses=100)
+
+        kept, _ = await asyncio.gather(beat(), reap())
+        async with world.pool.acquire() as conn:
+            rows = await conn.fetch("SELECT job_id, token FROM leases")
+            ready = {row["job_id"] for row in await conn.fetch("SELECT job_id FROM ready_jobs")}
+            assert {row["job_id"]: row["token"] for row in rows} == {job: held[job] for job in kept}
+            assert ready == held.keys() - kept
+            renewed, taken = renewed + len(kept), taken + len(ready)
+            await finishing.release(conn, node, [(job, held[job]) for job in kept], "drained")
+    await hot.close()
+    assert renewed + taken == 1000 and min(renewed, taken) > 10
+    print(f"{renewed} were renewed, {taken} taken back")
+
+
 async def test_two_promoters_never_move_the_same_job(world: World) -> None:
     async with world.pool.acquire() as a, world.pool.acquire() as b:
         for _ in range(4):
@@ -224,7 +268,7 @@ async def test_many_cancels_and_heartbeats_of_the_same_jobs_never_deadlock(world
 
     async def cancel(order: list[Any]) -> None:
         async with world.pool.acquire(timeout=60) as conn, conn.transaction():
-            await jobs.cancel(conn, world.project, order)
+            await cancelling.cancel(conn, world.project, order)
 
     async def beat(order: list[Any]) -> None:
         async with hot.acquire(timeout=60) as conn:

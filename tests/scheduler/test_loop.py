@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
+import pytest
+
+from scheduler import loop
 from scheduler.loop import Round, run_rounds
-from scheduler.wakeups import Topic, Wakeups
+from scheduler.wakeups import Ticket, Topic, Wakeups
 
 NEVER_S = 3600.0
 
@@ -137,3 +141,25 @@ async def test_stopping_lets_the_batch_in_hand_end_and_cuts_one_that_does_not() 
         stopping.set()
         proceed.set()
     assert ended.is_set() and cut.is_set()
+
+
+async def test_a_flood_of_hints_makes_no_more_rounds_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    wakeups = Wakeups("")
+    pauses: list[float] = []
+    really = loop._pause
+
+    async def pause(stopping: asyncio.Event, ticket: Ticket | None, seconds: float) -> None:
+        pauses.append(round(seconds, 3))
+        await really(stopping, ticket, seconds)
+
+    async def floods(run: int) -> bool:
+        wakeups.wake(Topic.DELIVERY)
+        return False
+
+    monkeypatch.setattr(loop, "_pause", pause)
+    once = Counting(5, floods)
+    hinted = Round("hinted", NEVER_S, once, ticket=lambda: wakeups.ticket(Topic.DELIVERY), apart_s=0.02)
+    began = time.monotonic()
+    await until(once.reached, hinted)
+    assert time.monotonic() - began >= 4 * 0.02, "each waited so long, and no longer for hints"
+    assert pauses[::2] == [0.02] * 5

@@ -20,9 +20,10 @@ from functions.errors import Conflict, Invalid, LeaseLost
 from functions.ids import JobId
 from functions.versions import Version
 from gateway.database import open_pool
-from scheduler import gates, jobs, leasing, pauses, queue, redrive
+from scheduler import cancelling, finishing, gates, jobs, leasing, pauses, queue, redrive
+from scheduler.finishing import Report
 from scheduler.gates import GateId
-from scheduler.jobs import Report, Submitted
+from scheduler.jobs import Submitted
 from scheduler.overdue import end_overdue
 from scheduler.reaper import Sight, reap_once
 from scheduler.redrive import Redriving
@@ -248,7 +249,7 @@ class Machine(RuleBasedStateMachine):
         code = None if status in ("succeeded", "cancelled") else "exit_nonzero"
         report = Report(token, status, None, code, retryable=retryable)
         try:
-            answer = self.do(jobs.finish, self.world.node, job, report)
+            answer = self.do(finishing.finish, self.world.node, job, report)
         except LeaseLost:
             assert not held
             assert token not in self.reported
@@ -264,13 +265,13 @@ class Machine(RuleBasedStateMachine):
         before = self.sql("SELECT losses FROM leases WHERE job_id = $1 AND token = $2", *lease)
         if before and before[0]["losses"] >= MAX_LOSSES:
             return  # drains are not bounded; the invariant on losses is about nodes that fell silent
-        self.do(jobs.release, self.world.node, [lease], "")
+        self.do(finishing.release, self.world.node, [lease], "")
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         job = data.draw(st.sampled_from(self.jobs))
-        self.do(jobs.cancel, self.world.project, [job])
+        self.do(cancelling.cancel, self.world.project, [job])
         (row,) = self.sql(
             """SELECT EXISTS (SELECT 1 FROM outcomes WHERE job_id = $1) AS ended,
                       EXISTS (SELECT 1 FROM leases WHERE job_id = $1 AND cancel_requested) AS asked""",

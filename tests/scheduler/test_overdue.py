@@ -9,9 +9,9 @@ import pytest
 
 from functions.db import Connection, Pool
 from functions.ids import JobId
-from scheduler import gates, jobs, leasing
+from scheduler import claiming, finishing, gates
+from scheduler.finishing import Report
 from scheduler.gates import GateId
-from scheduler.jobs import Report
 from scheduler.overdue import end_overdue
 from scheduler.reaper import Sight, reap_once
 from scheduler.views import read_jobs
@@ -65,8 +65,8 @@ async def test_what_has_started_in_time_does_not_expire_any_more(pool: Pool) -> 
         for _ in range(2):
             await make_job(conn, world.version)
         failed, lost = await claim(conn, world.node, world.account, free=2)
-        await jobs.finish(conn, world.node, failed.job_id, Report(failed.token, "failed", 1, "exit_nonzero"))
-        await jobs.release(conn, world.node, [(lost.job_id, lost.token)], "")
+        await finishing.finish(conn, world.node, failed.job_id, Report(failed.token, "failed", 1, "exit_nonzero"))
+        await finishing.release(conn, world.node, [(lost.job_id, lost.token)], "")
         await pass_by(conn, failed.job_id, lost.job_id)
         assert await end_overdue(pool, limit=10) == 0
 
@@ -83,7 +83,7 @@ async def test_an_expired_job_gives_back_its_place_at_the_limit(pool: Pool) -> N
         assert await stands_in(conn, made[2]) == ["ready"]
 
 
-async def running(conn: Connection, world: World) -> tuple[JobId, leasing.Claimed]:
+async def running(conn: Connection, world: World) -> tuple[JobId, claiming.Claimed]:
     job = await make_job(conn, world.version, cancel_after=timedelta(minutes=30))
     (claimed,) = await claim(conn, world.node, world.account)
     assert claimed.left_s is not None
@@ -119,7 +119,7 @@ async def test_cancel_after_ends_a_running_job_however_its_node_puts_it(world: W
         assert await conn.fetchval("SELECT cancel_requested FROM leases WHERE job_id = $1", job)
         code = None if status == "cancelled" else "timeout"
         report = Report(claimed.token, status, code=code)
-        assert await jobs.finish(conn, world.node, job, report) == "cancelled"
+        assert await finishing.finish(conn, world.node, job, report) == "cancelled"
         assert await outcome(conn, job) == CANCELLED
 
 
@@ -127,7 +127,7 @@ async def test_what_succeeds_before_it_is_stopped_has_succeeded(world: World) ->
     async with world.pool.acquire() as conn:
         job, claimed = await running(conn, world)
         await pass_by(conn, job)
-        await jobs.finish(conn, world.node, job, Report(claimed.token, "succeeded"))
+        await finishing.finish(conn, world.node, job, Report(claimed.token, "succeeded"))
         assert await outcome(conn, job) == ("succeeded", None, ["job.succeeded"])
 
 
@@ -139,7 +139,7 @@ async def test_cancel_after_ends_a_job_whose_node_is_lost_or_that_waits_for_a_re
         await reap_once(world.pool, Sight(0))
         assert await outcome(conn, lost) == CANCELLED
         again, claimed = await running(conn, world)
-        await jobs.finish(conn, world.node, again, Report(claimed.token, "failed", 1, "exit_nonzero"))
+        await finishing.finish(conn, world.node, again, Report(claimed.token, "failed", 1, "exit_nonzero"))
         (record,) = await read_jobs(conn, world.project, [again])
         assert (record.status, record.row["wait_reason"]) == ("scheduled", "retry")
         await pass_by(conn, again)

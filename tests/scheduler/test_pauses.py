@@ -7,9 +7,9 @@ from datetime import timedelta
 from functions import registry
 from functions.db import Connection, Pool
 from functions.ids import FunctionId
-from scheduler import gates, jobs, pauses, queue
+from scheduler import finishing, gates, pauses, queue
+from scheduler.finishing import Report
 from scheduler.gates import GateId
-from scheduler.jobs import Report
 from scheduler.views import read_jobs
 from tests.scheduler.factories import World, claim, make_job, make_world, stands_in
 
@@ -42,9 +42,9 @@ async def test_running_jobs_finish_and_what_comes_back_waits(pool: Pool) -> None
         delayed = await make_job(conn, world.version, delay=timedelta(minutes=1))
         good, failed, lost = await claim(conn, world.node, world.account, free=3)
         function = await pause(conn, world)
-        await jobs.finish(conn, world.node, good.job_id, Report(good.token, "succeeded"))
-        await jobs.finish(conn, world.node, failed.job_id, Report(failed.token, "failed", 1, "exit_nonzero"))
-        await jobs.release(conn, world.node, [(lost.job_id, lost.token)], "")
+        await finishing.finish(conn, world.node, good.job_id, Report(good.token, "succeeded"))
+        await finishing.finish(conn, world.node, failed.job_id, Report(failed.token, "failed", 1, "exit_nonzero"))
+        await finishing.release(conn, world.node, [(lost.job_id, lost.token)], "")
         await conn.execute("UPDATE waiting_jobs SET due_at = now() WHERE due_at IS NOT NULL")
         assert await queue.promote(conn, limit=10) == 2
         rows = await conn.fetch("SELECT job_id FROM waiting_jobs WHERE stage = 'paused'")
@@ -100,7 +100,7 @@ async def test_a_job_that_is_retried_after_its_paused_function_was_deleted_is_no
         (running,) = await claim(conn, world.node, world.account, free=1)
         await pause(conn, world)
         await registry.delete(conn, world.project, "fn")
-        await jobs.finish(conn, world.node, job, Report(running.token, "failed", 1, "exit_nonzero"))
+        await finishing.finish(conn, world.node, job, Report(running.token, "failed", 1, "exit_nonzero"))
         assert await queue.promote(conn, limit=10) == 1
         (again,) = await claim(conn, world.node, world.account, free=1)
         assert (again.job_id, again.attempt) == (job, 2)

@@ -13,15 +13,18 @@ from uuid import UUID
 
 import pytest
 
-from functions import endpoints, schedules, webhooks
+from functions import due_schedules, listening, schedules, webhooks
 from functions.db import Connection
 from gateway import dispatching
 from gateway.database import open_pool
 from scheduler import (
+    backlog,
+    claiming,
     deliveries,
     delivery_log,
     gates,
     idempotency,
+    lease_ends,
     leasing,
     limits,
     live_events,
@@ -29,7 +32,9 @@ from scheduler import (
     pauses,
     queue,
     receipts,
+    redelivering,
     relimiting,
+    running_costs,
     schedule_runs,
     views,
     withdrawing,
@@ -157,7 +162,7 @@ class Planned:
 
 NOBODY = "'00000000-0000-0000-0000-000000000000'"
 HOT = {
-    "claim": (leasing.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s', ARRAY[0, 1]::smallint[], 8", 250),
+    "claim": (claiming.CLAIM_JOBS, "'{node}', ARRAY[{pool}], 8, 8, '20s', '30s', ARRAY[0, 1]::smallint[], 8", 250),
     "peek": (dispatching.PEEK, "ARRAY[{pool}], 2, 20", 200),
     "heartbeat": (
         leasing.HEARTBEAT,
@@ -166,7 +171,7 @@ HOT = {
     ),
     "held": (leasing.HELD, "'{leased}', '{leased}', '{node}'", 30),
     "finish": (
-        leasing.FINISH_JOBS,
+        lease_ends.FINISH_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY['succeeded'], ARRAY[0], ARRAY[NULL]::text[],"
         " ARRAY[NULL]::text[], ARRAY['{{}}'], ARRAY['[]'], ARRAY[true],"
         ' ARRAY[\'[{{"id": "{fresh}", "type": "t", "url": "https://a.example", "endpoint": "https://a.example:443",'
@@ -174,16 +179,18 @@ HOT = {
         150,
     ),
     "retry": (
-        leasing.RETRY_JOBS,
+        lease_ends.RETRY_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY[1], ARRAY['{{}}'], ARRAY['{{}}'],"
         " ARRAY['5s']::interval[], ARRAY[NULL]::int[]",
         150,
     ),
     "requeue": (
-        leasing.REQUEUE_JOBS,
+        lease_ends.REQUEUE_JOBS,
         "ARRAY['{leased}']::uuid[], ARRAY['{leased}']::uuid[], ARRAY['{{}}']",
         150,
     ),
+    "limit_leases": (running_costs.LIMIT_LEASES, "ARRAY['{leased}']::uuid[]", 60),
+    "running_costs": (running_costs.RUNNING_COSTS, "{project}, ARRAY['{dead}', '{leased}']::uuid[]", 60),
     "promote": (queue.PROMOTE_JOBS, "10", 200),
     "cancel": (withdrawing.CANCEL_JOBS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}']::uuid[]", 150),
     "find_gates": (
@@ -207,7 +214,7 @@ HOT = {
     "move_ready": (relimiting.MOVE_READY, "{project}, ARRAY['{ready}']::uuid[], ARRAY['{{7,8}}']", 100),
     "move_leased": (relimiting.MOVE_LEASED, "{project}, ARRAY['{leased}']::uuid[], ARRAY['{{7,8}}']", 60),
     "resume": (pauses.RESUME_JOBS, "'{function}', 5", 250),
-    "listeners": (endpoints.LISTENERS, "{project}, ARRAY['{zero}', '{function}']::uuid[]", 40),
+    "listeners": (listening.LISTENERS, "{project}, ARRAY['{zero}', '{function}']::uuid[]", 40),
     "asked_of": (live_events.ASKED_OF, "ARRAY['{leased}']::uuid[], 'job.progress', '0.5s'", 40),
     "find_idempotent": (idempotency.FIND_IDEMPOTENT, "{project}, '{function}', 'k7'", 30),
     "enqueue": (
@@ -217,20 +224,27 @@ HOT = {
         " ARRAY[NULL]::uuid[], ARRAY[NULL]::text[], ARRAY[1], ARRAY[NULL]::interval[], ARRAY['new'],"
         " ARRAY['']::bytea[], ARRAY[NULL]::text[], ARRAY[NULL]::uuid[], ARRAY[0]::smallint[],"
         " ARRAY['1m']::interval[], ARRAY['1h']::interval[], ARRAY['1h']::interval[], ARRAY[NULL]::text[],"
-        " ARRAY['{fresh}']::uuid[], ARRAY['{ready}']::uuid[], ARRAY['{{}}'], ARRAY['']::bytea[]",
+        " ARRAY['{fresh}']::uuid[], ARRAY['{ready}']::uuid[], ARRAY['{{}}'], ARRAY['']::bytea[],"
+        " ARRAY[0.05]::numeric[]",
         170,
     ),
 }
 """Name → statement, arguments, and blocks that it may touch."""
 
 HOT |= {
-    "due_schedules": (schedules.DUE_SCHEDULES, "500", 90),
-    "move_schedules": (schedules.MOVE_SCHEDULES, "ARRAY['{ready}']::uuid[], ARRAY[now()]::timestamptz[]", 60),
-    "postpone_schedules": (schedules.POSTPONE_SCHEDULES, "ARRAY['{ready}']::uuid[], '30s'", 60),
+    "due_schedules": (due_schedules.DUE_SCHEDULES, "500", 90),
+    "move_schedules": (due_schedules.MOVE_SCHEDULES, "ARRAY['{ready}']::uuid[], ARRAY[now()]::timestamptz[]", 60),
+    "postpone_schedules": (due_schedules.POSTPONE_SCHEDULES, "ARRAY['{ready}']::uuid[], '30s'", 60),
     "runs_known": (schedule_runs.RUNS_KNOWN, "ARRAY['{ready}']::uuid[], ARRAY[now()]::timestamptz[]", 30),
     "unfinished_runs": (schedule_runs.UNFINISHED_RUNS, "ARRAY['{ready}']::uuid[]", 60),
     "list_schedule_runs": (schedule_runs.LIST_RUNS, "{project}, '{ready}', now(), 5, NULL", 30),
     "forget_runs": (schedule_runs.FORGET_RUNS, "5, '5 days'", 90),
+    "count_jobs": (backlog.COUNT_JOBS, "20", 180),
+    "oldest_ready": (backlog.OLDEST, "20", 30),
+    "count_overdue": (backlog.OVERDUE, "20", 40),
+    "count_due": (backlog.DUE, "20, 5", 200),
+    "count_waiting": (backlog.WAITING, "20", 40),
+    "count_ended": (backlog.ENDED, "20", 60),
 }
 
 ORDINARY = {
@@ -253,10 +267,12 @@ ORDINARY = {
     ),
     "record": (deliveries.RECORD_ATTEMPT, "'{dead}', now(), 'pending', '5s', NULL, NULL, 1, NULL, NULL", 60),
     "recover": (
-        deliveries.RECOVER,
+        redelivering.RECOVER,
         "{project}, '{endpoint}', '{zero}', '2020-01-01', NULL, 100, ARRAY['callback.test']",
         60,
     ),
+    "end_of_job": (deliveries.END_PENDING_OF_JOB, "{project}, '{dead}', 'https://well.example/', 'x'", 60),
+    "lock_of_job": (deliveries.LOCK_PENDING_OF_JOB, "{project}, '{dead}', 'https://well.example/'", 60),
     "attempts_of": (delivery_log.ATTEMPTS_OF, "ARRAY['{dead}']::uuid[]", 30),
     "job_rows": (views.JOB_ROWS, "{project}, ARRAY['{ready}', '{waiting}', '{leased}', '{dead}']::uuid[]", 150),
     "gap": (views.LARGEST_GAP, "{project}", 250),

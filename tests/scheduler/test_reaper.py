@@ -7,9 +7,9 @@ import json
 import pytest
 
 from functions.db import Pool
-from scheduler import jobs, leasing, queue
+from scheduler import cancelling, finishing, leasing, queue
+from scheduler.finishing import Report
 from scheduler.history import job_events
-from scheduler.jobs import Report
 from scheduler.reaper import Reaped, Sight, reap_once
 from scheduler.views import read_jobs
 from tests.scheduler.factories import (
@@ -70,7 +70,7 @@ async def test_drains_do_not_count_as_lost_nodes(world: World) -> None:
         job = await make_job(conn, world.version)
         for _ in range(7):
             claimed = await claim_one(conn, world.node, world.account)
-            assert await jobs.release(conn, world.node, [(job, claimed.token)], "drain") == {job}
+            assert await finishing.release(conn, world.node, [(job, claimed.token)], "drain") == {job}
         await expire(conn, await claim_one(conn, world.node, world.account))
         assert await reap_once(world.pool, SEEN_FOR_LONG) == Reaped(1, 0)
 
@@ -85,7 +85,7 @@ async def test_losses_do_not_use_up_the_users_attempts(world: World, pool: Pool)
         for status in ("scheduled", "failed"):
             claimed = await claim_one(conn, world.node, world.account)
             report = Report(claimed.token, "failed", 1, "exit_nonzero", "it broke")
-            assert await jobs.finish(conn, world.node, job, report) == status
+            assert await finishing.finish(conn, world.node, job, report) == status
             await conn.execute("UPDATE waiting_jobs SET due_at = now()")
             await queue.promote(conn, limit=1)
 
@@ -94,7 +94,7 @@ async def test_a_lost_job_with_a_cancel_pending_ends_cancelled(world: World) -> 
     async with world.pool.acquire() as conn:
         job = await make_job(conn, world.version)
         claimed = await claim_one(conn, world.node, world.account)
-        await jobs.cancel(conn, world.project, [job])
+        await cancelling.cancel(conn, world.project, [job])
         await expire(conn, claimed)
         assert await reap_once(world.pool, SEEN_FOR_LONG) == Reaped(0, 1)
         assert await stands_in(conn, job) == ["cancelled"]
@@ -130,8 +130,8 @@ async def test_a_message_with_a_nul_does_not_stop_the_rounds_that_read_it(world:
         job = await make_job(conn, world.version)
         claimed = await claim_one(conn, world.node, world.account)
         report = Report(claimed.token, "failed", 1, "exit_nonzero", "a\0b\ud800")
-        assert await jobs.finish(conn, world.node, job, report) == "scheduled"
-        assert await jobs.finish(conn, world.node, job, report) == "scheduled"
+        assert await finishing.finish(conn, world.node, job, report) == "scheduled"
+        assert await finishing.finish(conn, world.node, job, report) == "scheduled"
         await conn.execute("UPDATE waiting_jobs SET due_at = now()")
         await queue.promote(conn, limit=1)
         await expire(conn, await claim_one(conn, world.node, world.account))

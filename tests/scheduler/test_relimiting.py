@@ -12,7 +12,7 @@ from functions.errors import Unavailable
 from functions.ids import FunctionId
 from functions.s3 import S3Store
 from gateway.database import open_pool
-from scheduler import gates, jobs, pauses, queue, redrive
+from scheduler import cancelling, gates, jobs, pauses, queue, redrive
 from scheduler.gates import GateId
 from scheduler.redrive import Redriving
 from scheduler.relimiting import relimit_once
@@ -95,7 +95,7 @@ async def test_a_retry_with_its_own_version_passes_the_current_limits(pool: Pool
     world = await make_world(pool)
     async with pool.acquire() as conn:
         job = await make_job(conn, world.version)
-        await jobs.cancel(conn, world.project, [job])
+        await cancelling.cancel(conn, world.project, [job])
         await change(conn, world, {"concurrency": {"limit": 3}}, params=None)
         again = await redrive.retry(world.project, job, Redriving(pool, STORE, SIZING, LOOPBACK))
         assert [spec.limit for spec in again.gates] == [3]

@@ -18,9 +18,9 @@ from functions.db import Connection, Pool
 from functions.errors import Gone, NotFound, Unavailable
 from functions.ids import ArtifactId, BatchId, JobId, ProjectId
 from functions.s3 import S3Store
-from scheduler import batches, inputs, jobs, logs, retention
+from scheduler import batches, cancelling, finishing, inputs, jobs, logs, retention
 from scheduler.batches import NewBatch
-from scheduler.jobs import Report
+from scheduler.finishing import Report
 from scheduler.retention import Expired, Keeping
 from scheduler.views import job_object, read_jobs
 from tests.scheduler.factories import LOOPBACK, World, claim_one, make_job, make_version, make_world, new_job
@@ -55,7 +55,7 @@ async def finished(conn: Connection, world: World, store: S3Store, *, age: timed
         await store.put(each.object_key, b"abc", "text/plain")
     report = Report(claimed.token, "succeeded", exit_code=0, artifacts=tuple(each.id for each in made))
     async with conn.transaction():
-        await jobs.finish(conn, world.node, job, report)
+        await finishing.finish(conn, world.node, job, report)
     await conn.execute("UPDATE outcomes SET finished_at = now() - $2::interval WHERE job_id = $1", job, age)
     return job
 
@@ -211,7 +211,7 @@ async def test_files_that_an_unfinished_job_reads_are_kept_until_it_has_ended(wo
         await rounds(world, store)
         assert len(await keys(store)) == 2
         async with conn.transaction():
-            await jobs.cancel(conn, world.project, readers)
+            await cancelling.cancel(conn, world.project, readers)
         await rounds(world, store)
         assert await keys(store) == set()
         assert await conn.fetchval("SELECT count(*) FROM jobs WHERE id = $1", maker) == 0
@@ -470,7 +470,7 @@ async def test_jobs_of_a_batch_stay_until_all_of_it_has_ended_so_that_its_counts
         await retention.expire_once(world.pool, limit=100)
         assert await conn.fetchval("SELECT due_at > now() FROM expiries WHERE job_id = $1", early), "not again and again"
         async with conn.transaction():
-            await jobs.cancel(conn, world.project, [late])
+            await cancelling.cancel(conn, world.project, [late])
         assert await batches.complete_once(conn, batches.FIRST, limit=9) == (1, None)
         assert (await batches.read(conn, world.project, batch)).counts == {"succeeded": 1, "cancelled": 1}
         await conn.execute("UPDATE outcomes SET finished_at = now() - interval '31 days'")

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 from svix.webhooks import Webhook
 
-from functions import artifacts, ids
+from functions import artifacts, ids, signing_keys
 from functions.artifacts import NewFile
 from functions.db import Connection, Pool
 from functions.egress import EgressPolicy
 from functions.egress.exchange import DEADLINE_S
 from functions.ids import JobId, ProjectId
-from scheduler import breaker, deliveries, delivery_log, jobs, sending, turns
+from scheduler import breaker, delivery_log, finishing, redelivering, sending, turns
 from scheduler.attempts import Direct
 from scheduler.breaker import AT_ONCE, LONGEST_REST_S, TRUST
 from scheduler.delivery_log import Delivery
-from scheduler.jobs import Report
+from scheduler.finishing import Report
+from scheduler.round_records import Records, Tally, read_tallies
 from scheduler.sending import Sender
 from tests.receivers import raw_server, read_request, says
 from tests.scheduler.factories import (
@@ -91,7 +92,7 @@ async def finished(conn: Connection, world: World) -> JobId:
     (file,) = await artifacts.reserve(conn, world.project, job, 1, [FILE])
     report = Report(claimed.token, "succeeded", 0, result='{"n": 1}', artifacts=(file.id,))
     async with conn.transaction():
-        await jobs.finish(conn, world.node, job, report)
+        await finishing.finish(conn, world.node, job, report)
     return job
 
 
@@ -255,6 +256,35 @@ async def test_a_sender_killed_between_sending_and_recording_sends_it_again_with
     assert (after.state, len(after.attempts)) == ("delivered", 1)
 
 
+async def test_what_was_claimed_too_long_ago_is_left_to_come_back(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with receiving() as receiver:
+        world = await told(pool, receiver.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(sending, "BEGIN_S", -1.0)
+            await deliver(sender(pool))
+        delivery = await shown(world)
+        assert (delivery.state, len(delivery.attempts), len(receiver.requests)) == ("pending", 0, 0)
+        async with pool.acquire() as conn:
+            await conn.execute("UPDATE deliveries SET due_at = now()")
+        await deliver(sender(pool))
+        assert (await shown(world)).state == "delivered"
+
+
+async def test_what_takes_too_long_to_prepare_is_not_begun(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    signers = signing_keys.signers
+
+    async def late(*args: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await signers(*args)
+
+    monkeypatch.setattr(sending, "BEGIN_S", 0.25)
+    monkeypatch.setattr(signing_keys, "signers", late)
+    async with receiving() as receiver:
+        world = await told(pool, receiver.url)
+        await deliver(sender(pool))
+        assert ((await shown(world)).state, len(receiver.requests)) == ("pending", 0)
+
+
 async def test_a_sender_that_is_closed_cuts_what_hangs_and_the_delivery_stays(pool: Pool) -> None:
     async with raw_server(says(then_wait=True)) as port:
         world = await told(pool, f"http://127.0.0.1:{port}/")
@@ -400,11 +430,9 @@ async def test_an_endpoint_that_comes_back_gets_its_backlog(pool: Pool) -> None:
         assert len(receiver.requests) == 20
 
 
-async def test_every_endpoint_gets_its_turn_when_there_is_room_for_few(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sending, "IN_ALL", 3)
-    monkeypatch.setattr(sending, "WALK", 4)
+@asynccontextmanager
+async def nine_behind(pool: Pool) -> AsyncIterator[list[Receiver]]:
+    """Receivers of one project, with forty messages each that are due."""
     async with AsyncExitStack() as stack:
         all_of_them = [await stack.enter_async_context(receiving()) for _ in range(9)]
         world = await make_world(pool)
@@ -413,6 +441,15 @@ async def test_every_endpoint_gets_its_turn_when_there_is_room_for_few(
             for each in all_of_them:
                 await add_many(conn, world.project, JobId(ids.new_uuid7()), [each.url] * 40)
             await conn.execute("UPDATE deliveries SET job_id = $1, type = id::text", job)
+        yield all_of_them
+
+
+async def test_every_endpoint_gets_its_turn_when_there_is_room_for_few(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "IN_ALL", 3)
+    monkeypatch.setattr(sending, "WALK", 4)
+    async with nine_behind(pool) as all_of_them:
         now = [0.0]
         postman = sender(pool, clock=lambda: now[0])
         for _ in range(15):
@@ -421,23 +458,51 @@ async def test_every_endpoint_gets_its_turn_when_there_is_room_for_few(
         assert all(each.requests for each in all_of_them)
 
 
-async def test_a_project_leaves_room_for_the_others(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "IN_ALL", 12)
+@pytest.mark.parametrize(("walk", "long"), [(100, 64), (4, 64), (4, 3)])
+async def test_every_endpoint_gets_its_turn_when_others_of_its_project_are_always_behind(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, walk: int, long: int
+) -> None:
+    monkeypatch.setattr(breaker, "PER_PROJECT", 3)
+    monkeypatch.setattr(sending, "WALK", walk)
+    monkeypatch.setattr(sending, "LONG", long)
+    monkeypatch.setattr(sending, "SHORT", long // 2)
+    async with nine_behind(pool) as all_of_them:
+        now = [0.0]
+        postman = sender(pool, clock=lambda: now[0])
+        for _ in range(14):
+            now[0] += turns.EVERY_S
+            while await postman.deliver_once():
+                await postman.idle()
+            await postman.idle()
+        sent = [len(each.requests) for each in all_of_them]
+        assert min(sent) > 0 and max(sent) <= 6 * min(sent), sent
+
+
+@pytest.mark.parametrize("greedy", [1, 3])
+async def test_projects_whose_receivers_hang_leave_room_for_the_others(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, greedy: int
+) -> None:
+    monkeypatch.setattr(sending, "IN_ALL", 24)
     monkeypatch.setattr(breaker, "PER_PROJECT", 8)
     async with AsyncExitStack() as stack:
         slow = [await stack.enter_async_context(raw_server(says(then_wait=True))) for _ in range(5)]
         receiver = await stack.enter_async_context(receiving())
-        greedy, modest = await make_world(pool), await make_world(pool)
+        worlds, modest = [await make_world(pool) for _ in range(greedy)], await make_world(pool)
         async with pool.acquire() as conn:
-            job = await finished(conn, greedy)
-            for port in slow:
-                urls = [f"http://127.0.0.1:{port}/hook"] * 4
-                await add_many(conn, greedy.project, JobId(ids.new_uuid7()), urls)
-            await conn.execute("UPDATE deliveries SET job_id = $1, type = id::text", job)
-            await add_many(conn, modest.project, await finished(conn, modest), [receiver.url])
+            for world in worlds:
+                job = await finished(conn, world)
+                for port in slow:
+                    urls = [f"http://127.0.0.1:{port}/hook"] * 4
+                    await add_many(conn, world.project, JobId(ids.new_uuid7()), urls)
+                await conn.execute(
+                    "UPDATE deliveries SET job_id = $1, type = id::text WHERE project_id = $2", job, world.project
+                )
         postman = sender(pool)
-        while await postman.deliver_once():
-            pass
+        for _ in range(3):
+            await postman.deliver_once()
+        async with pool.acquire() as conn:
+            await add_many(conn, modest.project, await finished(conn, modest), [receiver.url])
+        await postman.deliver_once()
         async with asyncio.timeout(10):
             await receiver.arrived.wait()
         await postman.close(grace_s=0)
@@ -452,6 +517,24 @@ async def test_one_projects_trouble_does_not_stop_anothers_callbacks(pool: Pool)
         assert len(receiver.requests) == 1
         assert (await shown(well)).state == "delivered"
         assert (await shown(broken)).state == "pending"
+
+
+async def test_a_message_that_breaks_the_sender_is_an_attempt_as_well_and_comes_to_an_end(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await told(pool, "http://127.0.0.1:1/hook")
+    postman = sender(pool)
+
+    async def breaks(*_: Any) -> Any:
+        raise KeyError("nobody foresaw it")
+
+    monkeypatch.setattr(Direct, "carry", breaks)
+    await deliver(postman)
+    delivery = await shown(world)
+    assert (delivery.state, len(delivery.attempts)) == ("pending", 1)
+    assert delivery.attempts[0].error == "it could not be sent: an error of RGrid's"
+    async with pool.acquire() as conn:
+        assert await conn.fetchval("SELECT tries FROM deliveries") == 1
 
 
 async def test_a_job_that_is_not_kept_any_more_has_nothing_to_tell(pool: Pool) -> None:
@@ -472,7 +555,25 @@ async def test_what_is_asked_for_again_is_sent_again_with_its_id(pool: Pool) -> 
         await deliver(postman)
         delivery = await shown(world)
         async with pool.acquire() as conn:
-            await deliveries.redeliver(conn, world.project, delivery.id)
+            await redelivering.redeliver(conn, world.project, delivery.id)
         await deliver(postman)
         assert len({headers["webhook-id"] for _, headers, _ in receiver.requests}) == 1
         assert [each.attempt for each in (await shown(world)).attempts] == [1, 2]
+
+
+async def test_what_becomes_of_attempts_is_counted(pool: Pool) -> None:
+    records = Records()
+    async with receiving(answer(500), OK, answer(410)) as receiver:
+        world = await told(pool, receiver.url)
+        postman = sender(pool, records=records)
+        await deliver(postman)
+        await send_again(world)
+        await deliver(postman)
+        await told(pool, receiver.url)
+        await deliver(postman)
+    await records.tell_once(pool)
+    async with pool.acquire() as conn:
+        tallies = await read_tallies(conn)
+    assert {name: times for name, times in tallies.items() if times} == {
+        Tally.DELIVERIES_FAILED: 1, Tally.DELIVERIES_TAKEN: 1, Tally.DELIVERIES_EXHAUSTED: 1,
+    }  # fmt: skip

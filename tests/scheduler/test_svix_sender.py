@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+from svix.exceptions import HttpError
 
-from functions import endpoints, ids, signing_keys
-from functions.db import Pool
+from functions import endpoint_health, endpoints, ids, signing_keys
+from functions.db import Connection, Pool
+from functions.endpoint_health import EndpointState
 from functions.grammar import CALLBACK_DISABLED, PROJECT_EVENTS
+from functions.ids import EndpointId, ProjectId
 from gateway.scheduling import carrier_of
 from gateway.settings import Settings
-from scheduler import deliveries
+from scheduler import deliveries, redelivering
 from scheduler.attempts import Direct
+from scheduler.callbacks import Endpoint
 from scheduler.sending import Sender
 from scheduler.svix_sender import DISABLED_THERE, SvixCarrier, svix_client
 from tests.scheduler.factories import LOOPBACK, SEALER, SEALING_KEY, World
@@ -48,7 +52,7 @@ def carrier(sender: Sender) -> SvixCarrier:
     return sender.carrier
 
 
-async def secret_of(world: World, endpoint: endpoints.EndpointId) -> str:
+async def secret_of(world: World, endpoint: EndpointId) -> str:
     async with world.pool.acquire() as conn:
         return await signing_keys.endpoint_secret(conn, SEALER, world.project, endpoint)
 
@@ -105,7 +109,7 @@ async def test_what_is_asked_for_again_is_sent_again_by_svix(pool: Pool, svix: S
     await deliver(sender)
     (delivery,) = await log_of(world)
     async with pool.acquire() as conn:
-        await deliveries.redeliver(conn, world.project, delivery.id)
+        await redelivering.redeliver(conn, world.project, delivery.id)
     await deliver(sender)
     assert len(svix.messages) == 1 and len(svix.sent) == 2
     (delivery,) = await log_of(world)
@@ -179,7 +183,7 @@ async def test_an_address_of_a_single_job_is_sent_to_as_ever(pool: Pool, svix: S
     async with receiving() as receiver:
         world, _ = await world_with(pool, URL, jobs=0)
         async with pool.acquire() as conn:
-            told_of = [deliveries.Endpoint(receiver.url, receiver.url.split("/hook")[0])]
+            told_of = [Endpoint(receiver.url, receiver.url.split("/hook")[0])]
             job = await finished(conn, world)
             await deliveries.add(conn, world.project, job, "job.failed", told_of)
         await deliver(through(pool, svix))
@@ -200,19 +204,88 @@ async def test_svix_follows_what_is_deleted_disabled_enabled_and_moved(pool: Poo
     key = (f"rgrid-{world.project}", ids.encode(ids.CALLBACK, endpoint))
     async with pool.acquire() as conn:
         await endpoints.delete(conn, world.project, gone)
-        await endpoints.disable(conn, world.project, endpoint, "by hand")
+        await endpoint_health.disable(conn, world.project, endpoint, "by hand")
         await endpoints.change(conn, world.project, endpoint, {"url": f"{URL}/moved"})
     await carrier(sender).sync_once()
     assert set(svix.endpoints) == {key, ("somebody-elses", "cb_1")}
     assert (svix.endpoints[key]["disabled"], svix.endpoints[key]["url"]) == (True, f"{URL}/moved")
     async with pool.acquire() as conn:
-        await endpoints.enable(conn, world.project, endpoint)
+        await endpoint_health.enable(conn, world.project, endpoint)
         await conn.execute("UPDATE callback_endpoints SET updated_at = now() + '1 minute'")
     await carrier(sender).sync_once()
     assert svix.endpoints[key]["disabled"] is False
     before = len(svix.calls)
     await carrier(sender).sync_once()
     assert not any(call.startswith(("PATCH", "DELETE")) for call in svix.calls[before:]), "nothing has changed"
+
+
+async def test_an_endpoint_that_comes_or_is_enabled_while_svix_is_asked_for_all_is_neither_deleted_nor_disabled_there(
+    pool: Pool, svix: SvixServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, endpoint = await world_with(pool, URL)
+    sender = through(pool, svix)
+    await deliver(sender)
+    async with pool.acquire() as conn:
+        await endpoint_health.disable(conn, world.project, endpoint, "by hand")
+    read_all = endpoint_health.states
+
+    async def late(conn: Connection, project: ProjectId) -> list[EndpointState]:
+        before = await read_all(conn, project)
+        await endpoint_health.enable(conn, project, endpoint)
+        await add_endpoint(conn, project, f"{URL}/new")
+        await finished(conn, world)
+        await deliver(sender)
+        return before
+
+    monkeypatch.setattr(endpoint_health, "states", late)
+    await carrier(sender).sync_once()
+    assert {each["url"]: each["disabled"] for each in svix.endpoints.values()} == {URL: False, f"{URL}/new": False}
+
+
+async def test_an_endpoint_that_svix_does_not_let_change_keeps_no_other_from_following(
+    pool: Pool, svix: SvixServer
+) -> None:
+    world, stubborn = await world_with(pool, URL)
+    async with pool.acquire() as conn:
+        others = [await add_endpoint(conn, world.project, f"https://{n}.example/") for n in range(2)]
+        await finished(conn, world)
+    sender = through(pool, svix)
+    await deliver(sender)
+    svix.stubborn.add(ids.encode(ids.CALLBACK, stubborn))
+    async with pool.acquire() as conn:
+        for each in (stubborn, *others):
+            await endpoint_health.disable(conn, world.project, each, "by hand")
+    await carrier(sender).sync_once()
+    disabled = {uid: each["disabled"] for (_, uid), each in svix.endpoints.items()}
+    assert disabled == {ids.encode(ids.CALLBACK, each): each != stubborn for each in (stubborn, *others)}
+    svix.broken = 503
+    with pytest.raises(HttpError):
+        await carrier(sender).sync_once()
+
+
+async def test_an_endpoint_that_is_enabled_again_is_so_at_svix_before_the_next_message(
+    pool: Pool, svix: SvixServer
+) -> None:
+    world, endpoint = await world_with(pool, URL)
+    sender, fresh = through(pool, svix), through(pool, svix)
+    await deliver(sender)
+    async with pool.acquire() as conn:
+        await endpoint_health.disable(conn, world.project, endpoint, "by hand")
+    await carrier(sender).sync_once()
+    async with pool.acquire() as conn:
+        await endpoint_health.enable(conn, world.project, endpoint)
+        await conn.execute("UPDATE callback_endpoints SET updated_at = now() + interval '1 minute'")
+        await finished(conn, world)
+    await deliver(sender)
+    assert [url for url, _ in svix.sent] == [URL] * 2
+    # One that Svix has disabled since stays so until it is known here, whoever hands over the next message.
+    key = (f"rgrid-{world.project}", ids.encode(ids.CALLBACK, endpoint))
+    later = (svix.now + timedelta(hours=1)).isoformat()
+    svix.endpoints[key].update(disabled=True, updatedAt=later)
+    async with pool.acquire() as conn:
+        await finished(conn, world)
+    await deliver(fresh)
+    assert svix.endpoints[key]["disabled"] is True
 
 
 async def test_an_endpoint_that_svix_has_disabled_is_disabled_here_with_notice(pool: Pool, svix: SvixServer) -> None:

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from functions.s3 import S3Config
 from gateway import embedded_settings, probes
 from gateway.cli import config
+from gateway.cli.doctor.cloud import cloud
 from gateway.cli.doctor.findings import Finding, ok, skipped, wrong
 from gateway.cli.doctor.gateway import gateway
 from gateway.cli.doctor.machine import node_needs, python
+from gateway.cli.doctor.renting import opened_books, renting
 from gateway.cli.doctor.servers import bucket_owner, object_store, postgresql
 from gateway.cli.failures import Failed
 from gateway.cli.running import faults
@@ -48,6 +50,8 @@ def _deployed(flags: config.Flags, environment: Mapping[str, str]) -> Iterator[F
         return
     yield ok("settings", "they agree")
     yield from _servers(settings.database_url.get_secret_value(), s3_config(settings))
+    if settings.provider == "hetzner":
+        yield from asyncio.run(_renting(settings))
     known = config.Flags(
         settings.base_url, None if settings.bootstrap_key is None else settings.bootstrap_key.get_secret_value()
     )
@@ -111,6 +115,12 @@ async def _both(url: str, store: S3Config) -> AsyncIterator[Finding]:
         yield one
     async for one in bucket_owner(url, store):
         yield one
+
+
+async def _renting(settings: Settings) -> list[Finding]:
+    async with opened_books(settings) as books:
+        found = [one async for one in renting(settings, books)]
+        return found + [one async for one in cloud(settings, books)]
 
 
 def _gateway(flags: config.Flags, environment: Mapping[str, str], known: config.Flags) -> Iterator[Finding]:

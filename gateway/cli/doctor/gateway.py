@@ -47,16 +47,16 @@ def gateway(target: Context) -> Iterator[Finding]:
 def _nodes(api: Api) -> Finding:
     part = "nodes"
     try:
-        nodes = api.get("/v1/nodes", {"limit": 100})["data"]
+        page = api.get("/v1/nodes", {"limit": 100})
     except Refused as refused:
         if refused.status == 403:
             return skipped(part, "this key may not list them")
         return wrong(part, str(refused), "look into the gateway's log")
     except Failed as failed:
         return wrong(part, str(failed), "try again")
-    states = Counter(str(node["state"]) for node in nodes)
+    states = Counter(str(node["state"]) for node in page["data"])
     found = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none"
-    if not states["ready"]:
+    if not states["ready"] and page.get("fleet") is None:
         return wrong(part, found, "jobs wait until a node joins: `rgrid nodes add`, then `rgrid node` there")
     if states["silent"]:
         return warning(part, found, "look at the silent ones: `rgrid nodes`")

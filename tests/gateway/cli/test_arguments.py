@@ -155,6 +155,9 @@ def test_every_command_has_help(rgrid: Rgrid, command: str) -> None:
     ("name", "value", "said"),
     [
         ("RGRID_BOOTSTRAP_KEY", "short-secret", "RGRID_BOOTSTRAP_KEY: needs at least 24 visible ASCII characters"),
+        ("RGRID_METRICS_TOKEN", "short-secret", "RGRID_METRICS_TOKEN: needs at least 24 visible ASCII characters"),
+        ("RGRID_SPARE_HOURS", "mo 8:00-9:00", "RGRID_SPARE_HOURS: “mo” is no day (mon, tue, wed, thu, fri, sat, sun)"),
+        ("RGRID_SPARE_HOURS", "8:00-9:00 Mars", "RGRID_SPARE_HOURS: there is no time zone “Mars”"),
         ("RGRID_LEASE_S", "soon", "RGRID_LEASE_S: input should be a valid number"),
         ("RGRID_LEASE_S", "5", "RGRID_LEASE_S must be at least three times RGRID_HEARTBEAT_S"),
     ],

@@ -68,7 +68,9 @@ async def test_a_paused_function_waits_until_it_is_resumed(call: Connected) -> N
     await call.apply()
     assert (await call("pause", "greet")).out == "greet  paused\n"
     assert "paused" in (await call("functions")).out
-    job_id = (await call("invoke", "greet", "--priority", "60s", "--cancel-after", "1h")).out.strip()
+    options = ("--priority", "60s", "--cancel-after", "1h", "--max-cost", "0.05")
+    job_id = (await call("invoke", "greet", *options)).out.strip()
+    assert (await call("job", job_id, "--json")).json["max_cost"] == "0.050000"
     assert (await call("job", job_id, "--json")).json["wait_reason"] == "paused"
     assert (await call("resume", "greet", "--json")).json["paused"] is False
     assert (await call("job", job_id, "--json")).json["wait_reason"] != "paused"

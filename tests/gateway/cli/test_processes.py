@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -37,6 +38,35 @@ def test_a_server_names_each_setting_that_is_missing(home: Path, process: str) -
     lines = done.stderr.splitlines()
     assert "RGRID_DATABASE_URL is missing" in lines and "RGRID_SECRET_KEY is missing" in lines
     assert all(line.startswith("RGRID_") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ["RGRID_PROVIDER=hetzner needs RGRID_HCLOUD_TOKEN", "RGRID_PROVIDER=hetzner needs RGRID_PUBLIC_URL"]),
+        # As in a template that fills in what is not there.
+        (
+            {"RGRID_HCLOUD_TOKEN": "", "RGRID_PUBLIC_URL": "https://rgrid.example.com"},
+            ["RGRID_PROVIDER=hetzner needs RGRID_HCLOUD_TOKEN"],
+        ),
+        # A file with Windows' line ends: clients' errors would quote it.
+        (
+            {"RGRID_HCLOUD_TOKEN": "hush-hush\r", "RGRID_PUBLIC_URL": "rgrid.example.com", "RGRID_HCLOUD_ENDPOINT": "x"},
+            [
+                "RGRID_PUBLIC_URL: must begin with https:// or http://",
+                "RGRID_HCLOUD_TOKEN: has a space, a line break or another character that no token has",
+                "RGRID_HCLOUD_ENDPOINT: must begin with https:// or http://",
+            ],
+        ),
+    ],
+)
+async def test_a_scheduler_that_is_to_buy_servers_names_what_it_lacks(
+    home: Path, settings: Settings, given: dict[str, str], said: list[str]
+) -> None:
+    env = environment(settings) | {"RGRID_PROVIDER": "hetzner", **given}
+    command = [sys.executable, "-c", MAIN, "scheduler"]
+    done = await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", said)
 
 
 @pytest.mark.parametrize(

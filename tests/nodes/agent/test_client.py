@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from types import SimpleNamespace
 from uuid import uuid4
 
 import httpx
@@ -116,6 +118,25 @@ async def test_a_gateway_that_restarts_is_waited_for(gateway: TestGateway, clien
     await asyncio.to_thread(gateway.start)
     async with asyncio.timeout(10):
         assert (await claim).leases == []
+
+
+async def test_nodes_do_not_all_come_back_at_once(
+    gateway: TestGateway, client: GatewayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits a random part of a time that grows to five seconds."""
+    pauses: list[float] = []
+    parts = itertools.cycle([0.0, 0.5, 1.0])
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 9:
+            gateway.before = lambda path: None
+
+    gateway.before = lambda path: Response(status_code=503)
+    monkeypatch.setattr(gateway_client, "random", SimpleNamespace(random=lambda: next(parts)))
+    monkeypatch.setattr(gateway_client, "asyncio", SimpleNamespace(sleep=sleep, timeout=asyncio.timeout))
+    assert (await client.claim(1, 0)).leases == []
+    assert pauses == pytest.approx([0, 0.1, 0.4, 0, 0.8, 3.2, 0, 2.5, 5])
 
 
 async def test_a_heartbeat_is_tried_once(gateway: TestGateway, client: GatewayClient) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -58,6 +59,20 @@ async def test_leases_are_kept_for_longer_than_they_last(node: Node) -> None:
     jobs = [await node.claim() for _ in range(3)]
     async with node.beating():
         await asyncio.sleep(2.5)
+    assert all((job.lost, job.state, hold.interrupt) == (0, "leased", Interrupt.NONE) for job, hold in jobs)
+
+
+async def test_a_machines_clock_that_is_wrong_or_jumps_changes_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SECURITY N08: durations are what counts, of a clock that goes on."""
+    really = time.time
+    shifts = itertools.cycle([600.0, -600.0, 3600.0, -3600.0])
+    monkeypatch.setattr(time, "time", lambda: really() + next(shifts))
+    node.gateway.lease_s = node.heart._lease_s = 1.0
+    jobs = [await node.claim() for _ in range(3)]
+    async with node.beating():
+        await asyncio.sleep(1.5)
     assert all((job.lost, job.state, hold.interrupt) == (0, "leased", Interrupt.NONE) for job, hold in jobs)
 
 

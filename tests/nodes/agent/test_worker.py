@@ -185,6 +185,20 @@ async def test_what_runs_longer_than_the_drain_is_handed_back_at_once(gateway: T
     assert all(job.times["queued"] - began_s < 2 for job in jobs)
 
 
+async def test_a_drain_during_many_jobs_lets_some_end_and_hands_back_the_rest_at_once(
+    gateway: TestGateway, tmp_path: Path
+) -> None:
+    async with node(gateway, tmp_path, slots=12, drain_s=6) as made:
+        short = [shell(gateway, "echo begun; sleep 3") for _ in range(6)]
+        long = [shell(gateway, STUBBORN) for _ in range(6)]
+        await running(*short, *long)
+        began_s = time.monotonic()
+        await made.drained(40)
+    assert [(job.state, job.released, job.lost) for job in short] == [("succeeded", 0, 0)] * 6
+    assert [(job.state, job.released, job.lost, job.report) for job in long] == [("queued", 1, 0, None)] * 6
+    assert all(job.times["queued"] - began_s < 6 + 2 for job in long)
+
+
 async def test_said_twice_nothing_is_waited_for(gateway: TestGateway, tmp_path: Path) -> None:
     async with node(gateway, tmp_path, drain_s=60) as made:
         job = shell(gateway, FOREVER)

@@ -18,6 +18,7 @@ from nodes.provider import (
     Busy,
     Limit,
     NameTaken,
+    OfferRefused,
     OutOfStock,
     ProviderError,
     RateLimited,
@@ -438,7 +439,6 @@ async def test_when_others_used_the_projects_calls_up_only_lists_and_deletes_go_
     made = await provider.create(order)
     cloud.bucket(cloud.token).level = 101
     await provider.list_servers()
-    assert provider.calls_remaining == 100
     with pytest.raises(RateLimited) as caught:
         await provider.create(await order_of(provider, "rgrid-a-2"))
     assert caught.value.until - cloud.now == timedelta(seconds=80)
@@ -531,8 +531,11 @@ async def test_a_call_that_the_cloud_has_retired_asks_for_an_upgrade(
 async def test_an_image_that_disappears_needs_the_operator(cloud: Emulator, provider: HetznerProvider) -> None:
     order = await order_of(provider)
     cloud.cloud.images.clear()
-    with pytest.raises(Refused, match="in image"):
+    with pytest.raises(OfferRefused, match="in image") as refused:
         await provider.create(order)
+    assert refused.value.again_at == cloud.now + MINUTE
+    offer = await offer_of(provider, order.offer.type, order.offer.location)
+    assert not offer.available and offer.again_at == refused.value.again_at
 
 
 async def test_a_firewall_or_key_that_was_removed_is_made_anew(cloud: Emulator, provider: HetznerProvider) -> None:
@@ -569,9 +572,12 @@ async def test_while_prices_cannot_be_read_the_last_ones_serve_for_two_hours(
     await provider.catalogue()
     assert len(cloud.calls) == calls
     cloud.advance(timedelta(minutes=11))
-    with pytest.raises(Unreachable):
-        await provider.catalogue()
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            await provider.catalogue()
+    assert len(cloud.calls) == calls + 1
     cloud.rules.remove(down)
+    cloud.advance(timedelta(minutes=1))
     assert (await provider.catalogue()).read_at == cloud.now
 
 
@@ -662,6 +668,22 @@ async def test_a_deletion_between_two_pages_makes_a_list_incomplete(cloud: Emula
     assert not (await listing).complete
 
 
+async def test_pages_of_a_long_list_do_not_wait_for_each_other(cloud: Emulator, provider: HetznerProvider) -> None:
+    for index in range(210):
+        cloud.cloud.foreign(f"rgrid-a-{index}", {OWNER_LABEL: OWNER})
+    holds = [Hold(commit=False) for _ in range(3)]
+    for index, hold in enumerate(holds):
+        cloud.inject(hold, **LIST, where=later_page, skip=index)
+    listing = asyncio.create_task(provider.list_servers())
+    for hold in holds:
+        assert await asyncio.to_thread(hold.reached.wait, 5)
+    for hold in holds:
+        hold.go_on.set()
+    found = await listing
+    assert (found.complete, len(found.servers)) == (True, 210)
+    assert len(cloud.made("GET", "/servers")) == 5
+
+
 async def test_a_stale_list_is_told_by_no_sign_and_the_next_one_is_right(
     cloud: Emulator, provider: HetznerProvider
 ) -> None:
@@ -712,15 +734,45 @@ async def test_an_answer_without_a_sensible_date_leaves_the_clock_as_it_was(
     assert provider.now() == cloud.now
 
 
-async def test_one_answer_with_a_date_far_off_is_not_believed_and_the_second_is(
+async def test_a_date_far_off_is_believed_when_all_answers_have_said_it_for_ten_minutes(
     cloud: Emulator, provider: HetznerProvider
 ) -> None:
+    provider.compare_clock(cloud.now, cloud.now)
+    for shift in (timedelta(days=365), timedelta(hours=-1)):
+        cloud.clock.date_shift = shift
+        for _ in range(10):
+            await provider.list_servers()
+            assert provider.now() == cloud.now
+            cloud.advance(timedelta(minutes=1))
+        cloud.clock.date_shift = timedelta()  # a single machine of the cloud's: others knew better all the time
+        await provider.list_servers()
+    cloud.clock.date_shift = timedelta(hours=2)
+    for _ in range(11):
+        assert provider.now() == cloud.now
+        await provider.list_servers()
+        cloud.advance(timedelta(minutes=1))
+    said = provider.said_now()
+    assert said == provider.now()
+    assert abs(said - cloud.now - timedelta(hours=2)) < timedelta(seconds=1)
+
+
+async def test_a_date_far_off_that_our_own_clock_agrees_with_is_believed_at_once(
+    cloud: Emulator, provider: HetznerProvider
+) -> None:
+    """As after the machine slept: its steady clock did, too."""
+    provider.compare_clock(cloud.now, cloud.now)
     await provider.list_servers()
-    cloud.clock.date_shift = timedelta(days=365)
+    cloud.clock.date_shift = awake = timedelta(hours=8)
+    provider.compare_clock(cloud.now + awake, cloud.now)
     await provider.list_servers()
-    assert provider.now() == cloud.now
+    assert abs(provider.now() - cloud.now - awake) < timedelta(seconds=1)
+
+
+async def test_a_date_that_is_off_by_little_is_believed_at_once(cloud: Emulator, provider: HetznerProvider) -> None:
+    provider.compare_clock(cloud.now, cloud.now)
+    cloud.clock.date_shift = timedelta(seconds=100)
     await provider.list_servers()
-    assert provider.now() >= cloud.now + timedelta(days=364)
+    assert abs(provider.now() - cloud.now - timedelta(seconds=100)) < timedelta(seconds=1)
 
 
 # 21, 23, 24: nothing else ever comes out; what is left over; what is blocked.

@@ -44,6 +44,19 @@ async def test_the_catalogue_is_read_again_after_ten_minutes_only(cloud: Emulato
     assert len(cloud.calls) == 4
 
 
+async def test_prices_are_read_anew_when_the_clock_turns_out_to_have_been_ahead(
+    cloud: Emulator, provider: HetznerProvider
+) -> None:
+    wrong = cloud.now + timedelta(hours=3)
+    provider.compare_clock(wrong, wrong)
+    await provider.catalogue()
+    for _ in range(12):
+        cloud.advance(timedelta(minutes=1))
+        await provider.list_servers()
+    assert abs(provider.now() - cloud.now) < timedelta(seconds=2)
+    assert (await provider.catalogue()).read_at == provider.now()
+
+
 async def test_a_server_lives_from_order_to_absence_with_two_calls_of_its_own(
     cloud: Emulator, provider: HetznerProvider
 ) -> None:
@@ -108,7 +121,18 @@ async def test_a_firewall_that_somebody_opened_is_refused(cloud: Emulator, provi
     again = provider_of(cloud)
     with pytest.raises(Refused, match="remove its inbound rules"):
         await again.prepare(IMAGE, X86)
+    with pytest.raises(Refused, match="remove its inbound rules"):
+        await again.missing_fittings()
     again.close()
+
+
+async def test_whoever_only_looks_is_told_what_would_be_made(cloud: Emulator, provider: HetznerProvider) -> None:
+    assert await provider.missing_fittings() == ("firewall", "SSH key")
+    assert not cloud.cloud.firewalls and not cloud.cloud.keys
+    await provider.prepare(IMAGE, X86)
+    assert await provider.missing_fittings() == ()
+    cloud.cloud.keys.clear()
+    assert await provider.missing_fittings() == ("SSH key",)
 
 
 @pytest.mark.parametrize("image, words", [("ubuntu-20.04", "can be used until 2027-01-30"), ("docker-ce", None)])

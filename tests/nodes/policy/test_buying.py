@@ -36,9 +36,36 @@ def test_free_slots_and_nodes_under_way_are_capacity() -> None:
 def test_thrift_trusts_to_slots_that_free_themselves_within_a_boot() -> None:
     soon = Expected(p50=60.0, p80=61.0)
     ending = tuple(node(n, running=(running(59, expected=soon), running(59, expected=soon))) for n in (1, 2))
-    assert bought(state(*ending, queue=(queued(2),)), rules=Rules(thrift=0.75)) == []
-    assert bought(state(*ending, queue=(queued(2),)), rules=Rules(thrift=0.0)) == ["cx23"]
-    assert bought(state(*ending, queue=(queued(5),)), rules=Rules(thrift=0.75)) == ["cx23"]
+    # Four are expected to, at least three of them with a probability of two thirds.
+    assert bought(state(*ending, queue=(queued(3),))) == []
+    assert bought(state(*ending, queue=(queued(4),))) == ["cx23"]
+    assert bought(state(*ending, queue=(queued(1),)), rules=Rules(thrift=0.0)) == ["cx23"]
+
+
+def test_a_job_whose_trust_was_in_vain_for_a_boot_gets_one_node() -> None:
+    soon = Expected(p50=60.0, p80=61.0)
+    ending = tuple(node(n, running=(running(59, expected=soon), running(59, expected=soon))) for n in (1, 2))
+    assert bought(state(*ending, queue=(queued(3, waited=59),))) == []
+    assert bought(state(*ending, queue=(queued(3, waited=61),))) == ["cx23"]
+    coming = node(3, left=3590, phase=Phase.BOOTING)
+    assert bought(state(*ending, coming, queue=(queued(3, waited=61),))) == []
+
+
+def test_paid_jobs_whose_deadline_is_near_trust_to_nothing() -> None:
+    soon = Expected(p50=60.0, p80=61.0)
+    ending = tuple(node(n, running=(running(59, expected=soon), running(59, expected=soon))) for n in (1, 2))
+    assert bought(state(*ending, queue=(queued(paid=True, deadline=NOW + 63),))) == ["cx23"]
+
+
+def test_a_type_has_no_more_slots_than_its_nodes_turned_out_to_have() -> None:
+    small = node(1, offer=offer(slots=1))
+    assert bought(state(small, queue=(queued(slots=2),))) == []
+    assert bought(state(small, queue=(queued(slots=2),), offers=(CX23, CX33))) == ["cx33"]
+    assert bought(state(node(1, busy=1, offer=offer(slots=1)), queue=(queued(2),))) == ["cx23", "cx23"]
+    odd, whole = node(1, busy=1, offer=offer(slots=1)), node(2, busy=2)
+    assert bought(state(odd, whole, queue=(queued(slots=2),))) == ["cx23"], "one odd machine is not all of its type"
+    # What is bought is the type as it is sold: this one may have them.
+    assert [buy.offer for buy in decide(state(small, queue=(queued(2),)), CAPS, NOW).buy] == [CX23]
 
 
 def test_a_larger_type_is_bought_only_for_jobs_that_fill_it() -> None:
@@ -97,7 +124,7 @@ def test_a_project_without_budget_for_a_whole_hour_buys_nothing_while_others_do(
     seen = state(queue=jobs, budgets={ProjectId(1): Decimal("0.0095")})
     decision = decide(seen, CAPS, NOW)
     assert {buy.payer for buy in decision.buy} == {ProjectId(2)}
-    assert [wait.reason for wait in decision.waits] == ["budget", "capacity"]
+    assert [wait.reason for wait in decision.waits] == ["budget", "booting"]
 
 
 def test_a_project_without_budget_neither_keeps_others_of_its_account_from_a_node_nor_makes_them_buy_more() -> None:

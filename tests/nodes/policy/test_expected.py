@@ -5,7 +5,6 @@ import random
 import pytest
 
 from nodes.policy.expected import UNKNOWN, Expected, expected
-from nodes.policy.spares import arrival_rate
 
 
 def test_half_of_the_jobs_outlast_the_median_and_a_fifth_the_other_quantile() -> None:
@@ -33,8 +32,3 @@ def test_no_class_is_too_even_or_too_wild_to_be_asked() -> None:
     for odd in (Expected(0.0, 0.0), Expected(1e-9, 1e9), Expected(1e6, 1e6)):
         for age in (0.0, 1.0, 1e7):
             assert 0 <= odd.ends_within(60, age) <= 1
-
-
-def test_arrivals_that_have_stopped_are_forgotten() -> None:
-    assert arrival_rate(30, 1800, 10) == pytest.approx(1 / 60)
-    assert arrival_rate(30, 1800, 600) == pytest.approx(1 / 600)

@@ -91,22 +91,9 @@ def test_a_local_node_is_never_dropped() -> None:
     assert (seen.drop, seen.renew, seen.closed) == ((), (), frozenset())
 
 
-def test_the_last_free_node_goes_on_if_the_next_job_is_expected_soon() -> None:
-    idle, soon = node(left=100), {AccountId(1): 1 / 300}
-    assert decided(idle, arrivals=soon).drop == ()
-    assert decided(idle, arrivals=soon).renew[0].node == idle.id
-    assert decided(idle, arrivals={AccountId(1): 1 / 3000}).drop != ()
-    assert decided(idle, arrivals=soon, rules=Rules(linger=0)).drop != ()
-    assert [drop.node for drop in decided(idle, node(2), arrivals=soon).drop] == [idle.id]
-    assert decided(idle, arrivals=soon, budgets={ProjectId(1): Decimal(0)}).drop != ()
-
-
-def test_warm_spares_are_bought_and_kept_only_where_they_are_wanted() -> None:
-    arrivals = {AccountId(1): 0.05}
-    assert decided(arrivals=arrivals).buy == ()
-    assert [buy.reason for buy in decided(arrivals=arrivals, rules=Rules(spares=True)).buy] == ["spare", "spare"]
-    kept = decided(node(left=100), arrivals=arrivals, rules=Rules(spares=True))
-    assert kept.drop == ()
+def test_an_idle_node_goes_with_its_hour_however_soon_the_next_job_is_expected() -> None:
+    idle = node(left=100)
+    assert [drop.node for drop in decided(idle, arrivals={AccountId(1): 1 / 60}).drop] == [idle.id]
 
 
 def test_a_round_says_when_to_look_again() -> None:

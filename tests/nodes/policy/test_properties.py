@@ -15,6 +15,7 @@ from functions.ids import AccountId, NodeId, ProjectId
 from nodes.policy.decision import Decision
 from nodes.policy.expected import Expected
 from nodes.policy.round import decide
+from nodes.policy.spare_hours import ALWAYS, NEVER
 from nodes.policy.state import HOUR, Caps, FleetState, Node, Phase, Queued, Rules, Running
 from tests.nodes.policy.making import NOW, node, offer, queued, running, state
 
@@ -59,7 +60,10 @@ states = st.builds(
 limits = st.builds(
     Caps, nodes=st.integers(1, 12), hourly=st.none() | money, ceiling=st.sampled_from([None, Decimal("0.004")])
 )
-rules = st.builds(Rules, exclusive=st.booleans(), thrift=st.floats(0, 1), spares=st.booleans())
+rules = st.builds(
+    Rules, exclusive=st.booleans(), thrift=st.floats(0, 1), spares=st.sampled_from([NEVER, ALWAYS]),
+    patience=st.floats(0, 20),
+)  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,6 +109,55 @@ def test_no_busy_node_and_no_idle_one_with_paid_time_is_dropped(seen: FleetState
 
 @settings(max_examples=60, deadline=None)
 @given(states, limits, rules)
+def test_an_idle_node_goes_into_no_other_hour_but_as_a_spare_that_was_asked_for(
+    seen: FleetState, caps: Caps, how: Rules
+) -> None:
+    found = decide(seen, caps, NOW, replace(how, spares=NEVER))
+    dropped, renewed = {drop.node for drop in found.drop}, {renewal.node for renewal in found.renew}
+    for each in seen.nodes:
+        if each.rented and each.phase is Phase.READY and not each.running:
+            left = each.paid_left(NOW)
+            assert how.delete_s < left or each.id not in dropped
+            if how.delete_s < left <= how.margin:
+                assert each.id in dropped
+                assert each.id not in renewed
+
+
+@settings(max_examples=60, deadline=None)
+@given(states, limits, rules)
+def test_what_waits_and_what_is_busy_get_the_same_with_spares_as_without(
+    seen: FleetState, caps: Caps, how: Rules
+) -> None:
+    bare = decide(seen, caps, NOW, replace(how, spares=NEVER))
+    found = decide(seen, caps, NOW, replace(how, spares=ALWAYS))
+    count = len(bare.buy)
+    assert found.buy[:count] == bare.buy
+    assert found.renew[: len(bare.renew)] == bare.renew
+    assert found.closed == bare.closed
+    assert all(buy.reason == "spare" and buy.payer is None for buy in found.buy[count:])
+    assert set(found.drop) <= set(bare.drop)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 30), st.integers(1, 40), durations, st.floats(0, 1), st.floats(0, 600))
+def test_trust_ends_the_more_is_bought_the_less_there_is_of_it(
+    busy: int, count: int, expected: Expected, thrift: float, waited: float
+) -> None:
+    full = tuple(node(n, running=(running(30, expected=expected),) * 2) for n in range(1, busy + 1))
+    seen = state(*full, queue=(queued(count, waited=waited),))
+
+    def slots(how: Rules) -> int:
+        return sum(buy.offer.slots for buy in decide(seen, Caps(nodes=10_000), NOW, how).buy)
+
+    allowed = 2 * max(2, (busy + 1) // 2)
+    assert slots(Rules(thrift=0.0)) >= min(count, allowed)
+    assert slots(Rules(thrift=0.0)) >= slots(Rules(thrift=thrift)) >= slots(Rules(thrift=1.0))
+    if waited > Rules().patience * Rules().boot_s:
+        assert slots(Rules(thrift=1.0)) > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(states, limits, rules)
 def test_a_node_that_goes_on_has_its_next_hour_reserved_or_takes_no_new_jobs(
     seen: FleetState, caps: Caps, how: Rules
 ) -> None:
@@ -136,7 +189,7 @@ def test_the_same_state_decides_the_same_in_whatever_order_it_is_read(
     assert essence(decide(replace(seen, nodes=tuple(nodes)), caps, NOW, how)) == essence(decide(seen, caps, NOW, how))
 
 
-def test_a_round_over_a_thousand_nodes_takes_less_than_200_ms() -> None:
+def test_a_round_over_a_thousand_nodes_takes_less_than_100_ms() -> None:
     fleet = tuple(
         node(n, left=3.5 * n, running=(running(n), running(2 * n)) if n % 3 else (), account=AccountId(n % 20))
         for n in range(1, 1001)
@@ -147,4 +200,4 @@ def test_a_round_over_a_thousand_nodes_takes_less_than_200_ms() -> None:
         began = time.perf_counter()
         decide(seen, Caps(nodes=2000), NOW)
         took.append(time.perf_counter() - began)
-    assert min(took) < 0.2
+    assert min(took) < 0.1

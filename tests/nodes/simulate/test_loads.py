@@ -61,10 +61,18 @@ def test_a_trace_is_read_from_its_columns(tmp_path: Path) -> None:
         "clip,2026-01-01T00:01:00Z,4m,paid,1h,2,1Gi,acme\n"
         "mail,2026-01-01T00:00:00Z,90,,,,,other\n"
     )
-    mail, clip = traces.read(path)
+    mail, clip = traces.read(path, deadline=60).jobs
     assert (mail.at, mail.runs, mail.kind, mail.slots, mail.paid, mail.deadline) == (0, 90, "mail", 1, False, None)
     assert (clip.at, clip.runs, clip.kind, clip.slots, clip.paid, clip.deadline) == (60, 240, "clip", 2, True, 3660)
     assert (clip.memory, clip.account != mail.account) == (1024**3, True)
+
+
+def test_a_paid_job_of_a_trace_starts_within_a_while_also_if_its_line_does_not_say(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.csv"
+    path.write_text(" arrival, duration, lane, deadline, note\n 100, 60, paid, , a\n 110, 60, paid, 5s, b\n 120, 60, , , c\n")
+    trace = traces.read(path, deadline=600)
+    assert [job.deadline for job in trace.jobs] == [600, 15, None]
+    assert trace.unused == ("note",)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,12 @@ def test_a_trace_is_read_from_its_columns(tmp_path: Path) -> None:
         ("arrival,duration\n1,soon\n", "line 2: 'soon' is no duration"),
         ("arrival,duration\n1\n", "line 2: '' is no duration"),
         ("arrival,duration,lane\n1,2,fast\n", "line 2: lane 'fast'"),
-        ("arrival,duration,slots\n1,2,0\n", "line 2: a job takes"),
+        ("arrival,duration,slots\n1,2,0\n", "line 2: slots '0': a job takes one"),
+        ("arrival,duration,slots\n1,2,1.5\n", "line 2: slots '1.5': .* whole"),
+        ("arrival,duration\n1,-5\n", "line 2: duration '-5': "),
+        ("arrival,duration\n1,8d\n", "line 2: duration '8d': a job runs for 7 days at most"),
+        ("arrival,duration,arrival\n1,2,3\n", "has 'arrival' more than once"),
+        ("x" * 200_000, "line 1: field larger"),
         ("arrival,duration,memory\n1,2,lots\n", "line 2"),
         ("arrival,duration\n1e999,2\n", "line 2"),
         ("arrival,duration\nnan,2\n", "line 2"),
@@ -86,11 +99,11 @@ def test_a_trace_that_cannot_be_read_says_where(tmp_path: Path, text: str, said:
     path = tmp_path / "jobs.csv"
     path.write_text(text)
     with pytest.raises(Invalid, match=said):
-        traces.read(path)
+        traces.read(path, deadline=60)
 
 
 def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00arrival")
     for path in (tmp_path / "binary", tmp_path, tmp_path / "none"):
         with pytest.raises(Invalid, match="cannot read"):
-            traces.read(path)
+            traces.read(path, deadline=60)
