@@ -102,6 +102,10 @@ def _of_nodes(census: Census) -> Iterator[Metric]:
         nodes.add_metric([provider, state], number)
     yield nodes
     yield _by("rgrid_servers", "Rented servers that are not gone.", "state", census.servers)
+    yield _gauge("rgrid_servers_listed", "Servers in the cloud's last list that are this deployment's.", census.listed)
+    known = census.listed - census.unknown
+    yield _gauge("rgrid_servers_known", "Of those, the ones that the database has, too.", known)
+    yield _gauge("rgrid_servers_unknown", "Listed less known.", census.unknown)
 
 
 def _of_cost(census: Census, settings: Settings) -> Iterator[Metric]:
@@ -124,10 +128,6 @@ def _of_cost(census: Census, settings: Settings) -> Iterator[Metric]:
 
 
 def _of_fleet(census: Census) -> Iterator[Metric]:
-    yield _gauge("rgrid_servers_listed", "Servers in the cloud's last list that are this deployment's.", census.listed)
-    known = census.listed - census.unknown
-    yield _gauge("rgrid_servers_known", "Of those, the ones that the database has, too.", known)
-    yield _gauge("rgrid_servers_unknown", "Listed less known.", census.unknown)
     yield _gauge("rgrid_purchases_frozen", "Whether nothing is bought for now, as the cloud refused.", census.frozen)
     if census.account_limit is not None:
         yield _gauge(

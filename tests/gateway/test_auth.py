@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from gateway import auth
 from gateway.api.table import ROUTES
 from gateway.auth import IMPLIED, add_key
+from gateway.bootstrap import ensure_bootstrap
 from gateway.keys import make_key, parse
 from gateway.routes import Route, Scope
 from gateway.services import Services
@@ -82,6 +84,17 @@ async def test_keys_that_nobody_gave_out_are_refused_alike(shared_services: Serv
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="rgrid"')
             messages.add(answer.json()["code"])
     assert messages == {"unauthenticated"}
+
+
+async def test_the_first_key_may_be_any_string_also_one_that_looks_like_part_of_another(services: Services) -> None:
+    text = "rgk_a_key_for_a_fresh_instance_of_mine"
+    settings = services.settings.model_copy(update={"bootstrap_key": SecretStr(text)})
+    async with services.pool.acquire() as conn:
+        await ensure_bootstrap(conn, settings, services.sealer)
+    async with client_of(services, text) as client:
+        assert await status_of(client) == 200
+    async with client_of(services, text[:-1]) as client:
+        assert (await client.get("/v1/functions")).json()["detail"].endswith("was it copied in full?")
 
 
 async def test_a_key_is_stored_as_a_hash_only(services: Services) -> None:

@@ -68,6 +68,7 @@ async def test_it_says_how_much_waits_and_runs(services: Services, api: httpx.As
     }  # fmt: skip
     assert 0 <= found["rgrid_queue_oldest_age_seconds", "standard"] < 60
     assert found["rgrid_pool_connections_max", "hot"] == 10
+    assert [found[f"rgrid_servers_{each}",] for each in ("listed", "known", "unknown")] == [0, 0, 0]
     assert found["process_resident_memory_bytes",] > 1e7
 
 
