@@ -104,7 +104,9 @@ async def test_two_hundred_nodes_find_a_gateway_again_that_was_away(services: Se
 
     async with listening(services, port=port):
         claims = [asyncio.create_task(next_job(client)) for client in clients]
-        await asyncio.sleep(1)  # they have asked, and wait
+        async with asyncio.timeout(30):
+            while services.dispatcher.nodes_waiting < len(clients):
+                await asyncio.sleep(0.02)
         before = await services.pool.fetchval(CONNECTIONS)
     await asyncio.sleep(1)  # how long it is away, which is the fault
     jobs = {await work.submit(services, version) for _ in clients}

@@ -12,6 +12,7 @@ from uuid import uuid4
 from cryptography.fernet import Fernet
 
 from functions import ids, registry
+from functions.artifacts import NewFile
 from functions.db import Connection, Pool
 from functions.egress import EgressPolicy
 from functions.errors import RGridError
@@ -20,8 +21,9 @@ from functions.manifest import parse_manifest
 from functions.s3 import S3Config, S3Store
 from functions.sealing import Sealer
 from functions.versions import Version
-from scheduler import claiming, jobs, preparing
+from scheduler import claiming, finishing, jobs, preparing
 from scheduler.claiming import Claimed, VirtualClocks
+from scheduler.finishing import Report
 from scheduler.preparing import Invocation, Sizing
 from scheduler.queue import NewJob
 
@@ -30,6 +32,8 @@ LEASE = timedelta(seconds=20)
 STORE = S3Store(S3Config("http://127.0.0.1:1", "http://127.0.0.1:1", "us-east-1", "none", "id", "secret"))
 """For what needs none: it answers nothing."""
 LOOPBACK = EgressPolicy(allow=("127.0.0.0/8",))
+FILE = NewFile("thumb", "/out/t.jpg", "image/jpeg", 3, "a" * 64, "b" * 32)
+"""What a job has put out."""
 SEALING_KEY = Fernet.generate_key().decode()
 SEALER = Sealer(SEALING_KEY)
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -118,6 +122,18 @@ async def claim(
 async def claim_one(conn: Connection, node: NodeId, pool: int) -> Claimed:
     (claimed,) = await claim(conn, node, pool)
     return claimed
+
+
+async def leased(conn: Connection, world: World, **invocation: Any) -> Claimed:
+    """A new job of the world's version, on its node."""
+    await make_job(conn, world.version, **invocation)
+    return await claim_one(conn, world.node, world.account)
+
+
+async def finish(conn: Connection, world: World, claimed: Claimed, status: str, **more: Any) -> str:
+    """Its node reports how it ended."""
+    async with conn.transaction():
+        return await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, **more))
 
 
 async def expire(conn: Connection, *claimed: Claimed) -> None:

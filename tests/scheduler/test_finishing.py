@@ -9,40 +9,29 @@ from uuid import uuid4
 import pytest
 
 from functions import artifacts
-from functions.artifacts import NewFile
-from functions.db import Connection, Pool
+from functions.db import Pool
 from functions.errors import Invalid, LeaseLost
 from functions.ids import ArtifactId
 from scheduler import cancelling, finishing, queue
-from scheduler.claiming import Claimed
 from scheduler.finishing import Report
 from scheduler.reaper import Sight, reap_once
 from tests.scheduler.factories import (
+    FILE,
     World,
     claim_one,
     expire,
-    make_job,
+    finish,
+    leased,
     make_world,
     stands_in,
 )
 
 HOOK = "http://127.0.0.1:1/"
-FILE = NewFile("thumb", "/out/t.jpg", "image/jpeg", 3, "a" * 64, "b" * 32)
 
 
 @pytest.fixture
 async def world(pool: Pool) -> World:
     return await make_world(pool, retry={"attempts": 2, "on": ["error"]}, callbacks=[{"url": HOOK}])
-
-
-async def leased(conn: Connection, world: World, **invocation: Any) -> Claimed:
-    await make_job(conn, world.version, **invocation)
-    return await claim_one(conn, world.node, world.account)
-
-
-async def finish(conn: Connection, world: World, claimed: Claimed, status: str, **more: Any) -> str:
-    async with conn.transaction():
-        return await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, **more))
 
 
 def failing(code: str = "exit_nonzero") -> dict[str, Any]:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from functions import artifacts
-from functions.artifacts import NewFile
-from functions.db import Connection, Pool
+from functions.db import Pool
 from functions.egress import EgressPolicy
 from functions.errors import Conflict, Invalid, NotFound
 from functions.ids import JobId, encode
-from scheduler import cancelling, finishing, queue, redrive
-from scheduler.claiming import Claimed
-from scheduler.finishing import Report
+from scheduler import cancelling, queue, redrive
 from scheduler.inputs import check_inputs
 from scheduler.redrive import Redriving
 from tests.scheduler.factories import (
+    FILE,
     LOOPBACK,
     SIZING,
     STORE,
     World,
-    claim_one,
+    finish,
+    leased,
     make_job,
     make_project,
     make_version,
@@ -34,22 +32,11 @@ from tests.scheduler.factories import (
 )
 
 HOOK = "http://127.0.0.1:1/"
-FILE = NewFile("thumb", "/out/t.jpg", "image/jpeg", 3, "a" * 64, "b" * 32)
 
 
 @pytest.fixture
 async def world(pool: Pool) -> World:
     return await make_world(pool, retry={"attempts": 2, "on": ["error"]}, callbacks=[{"url": HOOK}])
-
-
-async def leased(conn: Connection, world: World, **invocation: Any) -> Claimed:
-    await make_job(conn, world.version, **invocation)
-    return await claim_one(conn, world.node, world.account)
-
-
-async def finish(conn: Connection, world: World, claimed: Claimed, status: str, **more: Any) -> str:
-    async with conn.transaction():
-        return await finishing.finish(conn, world.node, claimed.job_id, Report(claimed.token, status, **more))
 
 
 async def test_cancelling_leaves_finished_and_foreign_jobs_as_they_are(world: World, pool: Pool) -> None:

@@ -15,7 +15,6 @@ import pytest
 from svix.webhooks import Webhook
 
 from functions import artifacts, ids, signing_keys
-from functions.artifacts import NewFile
 from functions.db import Connection, Pool
 from functions.egress import EgressPolicy
 from functions.egress.exchange import DEADLINE_S
@@ -29,6 +28,7 @@ from scheduler.round_records import Records, Tally, read_tallies
 from scheduler.sending import Sender
 from tests.receivers import raw_server, read_request, says
 from tests.scheduler.factories import (
+    FILE,
     LOOPBACK,
     SEALER,
     SEALING_KEY,
@@ -41,7 +41,6 @@ from tests.scheduler.factories import (
 from tests.scheduler.links import NoLinks
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-FILE = NewFile("thumb", "/out/t.jpg", "image/jpeg", 3, "a" * 64, "b" * 32)
 
 
 @dataclass
